@@ -1,0 +1,33 @@
+"""What every configuration model shares."""
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+def number_fields(schema: dict[str, Any]) -> None:
+    """Gives every field of a JSON schema its position, which forms sort by.
+
+    The order of the fields themselves is lost where a schema is stored as JSONB (Prefect's server on PostgreSQL).
+    """
+    for position, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = position
+
+
+class Config(BaseModel):
+    """A frozen, closed configuration: an unknown field is an error, and equal values have equal digests."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        json_schema_extra=number_fields,
+    )
+
+    def digest(self) -> str:
+        """32 hex digits that depend on the values alone: the same on every machine and in every process."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,102 @@
+"""What a catalog run reads, writes and runs on."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ezigen.config.base import Config
+
+
+class CatalogInputs(Config):
+    """The catalog, the output folder, and what may be opened on the way."""
+
+    catalog_uri: str = Field(
+        min_length=1, description="Catalog of products: a .csv, .jsonl or .parquet file, in a folder or on s3://."
+    )
+    output_uri: str = Field(
+        min_length=1,
+        description="Folder or s3:// prefix for images, results and the report. Running again continues there.",
+    )
+    allowed_roots: list[str] = Field(
+        default_factory=list,
+        description="Folders and s3:// prefixes that the catalog's rows may read from. Empty: the catalog's own "
+        "folder.",
+    )
+    retry_failed: bool = Field(default=False, description="Run items again whose last attempt failed.")
+    limit: int = Field(default=0, ge=0, description="Do at most this many items of the missing ones; 0 does all.")
+    max_failed_share: float = Field(
+        default=0.25,
+        ge=0.0,
+        le=1.0,
+        description="The run ends as failed when more than this share of its items failed, after doing all others.",
+    )
+    if_busy: Literal["refuse", "wait"] = Field(
+        default="refuse",
+        description="What to do when another run holds the output: refuse at once, or wait for it to end.",
+    )
+    max_previews: int = Field(
+        default=2000,
+        ge=0,
+        le=20_000,
+        description="Items that keep a preview strip (subject, sketch, loops, result) for the report.",
+    )
+    max_picture_side_px: int = Field(
+        default=16_384, ge=64, description="Subject pictures with a longer side are refused before decoding."
+    )
+    max_picture_pixels: int = Field(
+        default=100_000_000, ge=4096, description="Subject pictures with more pixels are refused before decoding."
+    )
+    storage_block: str = Field(
+        default="",
+        description="Name of a Prefect block of type ezigen-s3 with the endpoint and keys of an S3 store; empty: "
+        "the standard AWS variables.",
+    )
+
+
+class ClusterConfig(Config):
+    """The Ray cluster and the workers on it."""
+
+    address: str = Field(
+        default="local", min_length=1, description='"local" starts Ray for this run; HOST:PORT joins a running cluster.'
+    )
+    num_workers: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Ray actors that hold a model; 0 uses every GPU, or every core without one.",
+    )
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto", description="auto takes GPUs when the cluster has any."
+    )
+    gpus_per_worker: float = Field(
+        default=1.0, gt=0.0, le=8.0, description="GPUs (or a share of one) that a worker takes when GPUs are used."
+    )
+    cpus_per_worker: float = Field(
+        default=1.0, gt=0.0, le=256.0, description="Cores that a worker takes; also its thread count."
+    )
+    batch_size: int = Field(default=4, ge=1, le=256, description="Items that a worker denoises together.")
+    shard_size: int = Field(default=64, ge=1, le=100_000, description="Result rows per stored shard.")
+    flush_interval_s: float = Field(
+        default=15.0, gt=0.0, le=3600.0, description="Finished items wait at most this long for their result row."
+    )
+    item_timeout_s: float = Field(
+        default=900.0,
+        gt=0.0,
+        le=86_400.0,
+        description="A batch that takes longer than this per item is stopped: timed_out.",
+    )
+    start_timeout_s: float = Field(
+        default=600.0,
+        gt=0.0,
+        le=86_400.0,
+        description="Time for a worker to load its model before the run gives up on it.",
+    )
+    grace_period_s: float = Field(
+        default=20.0,
+        ge=0.0,
+        le=3600.0,
+        description="After a stop signal: time for items in flight to finish; Prefect's worker kills 30 s after it.",
+    )
+    lease_ttl_s: float = Field(
+        default=60.0, ge=3.0, le=3600.0, description="A run that is silent for longer loses its hold on the output."
+    )

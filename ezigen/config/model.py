@@ -1,0 +1,37 @@
+"""Which networks make the images, and where they run."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ezigen.config.base import Config
+
+
+class ModelConfig(Config):
+    """A Stable Diffusion stack, its adapter and the device they run on."""
+
+    model: str = Field(
+        default="mini",
+        min_length=1,
+        description='The Stable Diffusion stack: "mini" (shipped with the package), a folder in diffusers '
+        "format, or a hub id.",
+    )
+    adapter: str = Field(
+        default="auto",
+        min_length=1,
+        description='The subject adapter: "auto" (the one shipped with "mini"), a folder with '
+        "adapter.safetensors and card.json, "
+        'the authors\' checkpoint folder, or "none" (only for mode text_only).',
+    )
+    image_encoder: str = Field(
+        default="auto",
+        min_length=1,
+        description='The DINOv2 that decides when loops stop: "auto" (the shipped one for "mini", '
+        "facebook/dinov2-base otherwise), a folder or a hub id.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the networks run; auto takes a GPU if there is one."
+    )
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="Precision of the networks; auto is fp32 on a CPU and bf16 on a GPU."
+    )

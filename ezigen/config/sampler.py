@@ -1,0 +1,94 @@
+"""How one image is made: the knobs of the paper's sections 3.1 to 3.3."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ezigen.config.base import Config
+
+Mode = Literal["text_only", "full_injection", "decoupled", "iterative"]
+
+
+class LoopConfig(Config):
+    """When the appearance-transfer loops stop (paper 3.3).
+
+    The first transfer is not a loop; re-noising its result starts loop 1.
+    """
+
+    stop: Literal["similarity", "fixed"] = Field(
+        default="similarity",
+        description="similarity: stop when an image no longer differs from the previous one; fixed: run "
+        "num_loops loops.",
+    )
+    num_loops: int = Field(default=5, ge=0, le=100, description="Loops to run when stop is fixed; ignored otherwise.")
+    min_loops: int = Field(default=3, ge=0, le=100, description="Loops that always run when stop is similarity.")
+    max_loops: int = Field(
+        default=10, ge=0, le=100, description="Loops after which an image is final when stop is similarity."
+    )
+    threshold: float = Field(
+        default=0.99,
+        ge=-1.0,
+        le=1.0,
+        description="Mean cosine of DINOv2 patch tokens between two consecutive images above which the loops stop.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_loops > self.max_loops:
+            raise ValueError(f"loops.min_loops ({self.min_loops}) must not exceed loops.max_loops ({self.max_loops})")
+        return self
+
+
+class SamplerConfig(Config):
+    """The sampler of one image; a changed value makes every item of a catalog a new item."""
+
+    mode: Mode = Field(
+        default="iterative",
+        description="iterative: sketch, transfer, loops (the method). decoupled: no loops. full_injection: "
+        "adapters at every step. "
+        "text_only: no subject at all.",
+    )
+    num_steps: int = Field(
+        default=50, ge=1, le=1000, description="Denoising steps of one full pass from noise to image."
+    )
+    split_ratio: float = Field(
+        default=0.4,
+        ge=0.0,
+        le=1.0,
+        description="Share of the steps that transfer appearance; the first 1 - split_ratio draw the sketch from text.",
+    )
+    guidance_scale: float = Field(
+        default=7.5, ge=1.0, le=50.0, description="Classifier-free guidance; 1 switches it off."
+    )
+    solver: Literal["ddim", "ddpm", "dpmpp_2m"] = Field(
+        default="ddim",
+        description="ddim: deterministic, first order. ddpm: stochastic. dpmpp_2m: second order, good with fewer "
+        "steps.",
+    )
+    loops: LoopConfig = Field(default_factory=LoopConfig, description="When the appearance-transfer loops stop.")
+    t_sub: int = Field(default=1, ge=0, le=999, description="Timestep index at which the subject picture is encoded.")
+    subject_prompt: str = Field(
+        default="a photo of a {subject_class}.",
+        max_length=500,
+        description="Prompt under which the subject is encoded; {subject_class} is replaced by the item's class.",
+    )
+    negative_prompt: str = Field(default="", max_length=2000, description="Used for items that give none of their own.")
+
+    @model_validator(mode="after")
+    def _phases_exist(self) -> Self:
+        if self.mode in ("decoupled", "iterative") and self.num_transfer_steps == 0:
+            raise ValueError(
+                f"split_ratio {self.split_ratio} of num_steps {self.num_steps} leaves no step for appearance transfer; "
+                "raise split_ratio or use mode text_only"
+            )
+        return self
+
+    @property
+    def num_transfer_steps(self) -> int:
+        """Steps of one appearance transfer: 20 of 50 at split ratio 0.4."""
+        return self.num_steps - self.num_sketch_steps
+
+    @property
+    def num_sketch_steps(self) -> int:
+        """Steps drawn from text alone before the subject enters: 30 of 50 at split ratio 0.4."""
+        return round(self.num_steps * (1.0 - self.split_ratio))

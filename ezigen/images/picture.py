@@ -1,0 +1,120 @@
+"""Untrusted picture files to RGB pictures on white, with every bound checked before a pixel is decoded."""
+
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ezigen.config import ErrorCode, ItemError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""What is opened: raster formats alone. Others (EPS, PDF, ...) start interpreters."""
+
+Image.init()  # with an explicit list of formats Pillow does not load their plugins by itself
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An 8-bit RGB picture on white, and where its subject is: mask "L", 255 = subject, None when nothing says so."""
+
+    rgb: Image.Image
+    mask: Image.Image | None = None
+
+
+def decode_picture(
+    data: bytes, *, max_side_px: int = 16_384, max_pixels: int = 100_000_000, min_side_px: int = 8
+) -> Picture:
+    """The picture in a file's bytes, upright, on white; its alpha channel becomes the mask.
+
+    Of an animation the first frame; grey, 16-bit, palette and CMYK files are converted. Raises ItemError:
+    IMAGE_TOO_LARGE and IMAGE_TOO_SMALL from the header alone, IMAGE_UNDECODABLE for no picture or a damaged one.
+    """
+    if not data:
+        raise ItemError(ErrorCode.IMAGE_UNDECODABLE, "the picture file is empty (0 bytes); upload it again")
+    image = _open(data)
+    _check_size(image.size, max_side_px, max_pixels, min_side_px)
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return _on_white(upright)
+    except MemoryError as error:
+        message = (
+            f"no memory to decode a picture of {_px(image.size)}; lower max_picture_pixels or give the worker more"
+        )
+        raise ItemError(ErrorCode.OUT_OF_MEMORY, message) from error
+    except ItemError:
+        raise
+    except Exception as error:  # damaged files make the decoders raise nearly anything
+        message = f"the {image.format} picture is damaged or truncated ({error}); upload it again"
+        raise ItemError(ErrorCode.IMAGE_UNDECODABLE, message) from error
+
+
+def fit_square(picture: Picture, size_px: int) -> Picture:
+    """The picture padded with white (its mask with 0) to a square and resized: nothing is squashed or cut off."""
+    mask = None if picture.mask is None else _fit(picture.mask, size_px, 0)
+    return Picture(_fit(picture.rgb, size_px, (255, 255, 255)), mask)
+
+
+def _fit(image: Image.Image, size_px: int, fill: int | tuple[int, int, int]) -> Image.Image:
+    width, height = image.size
+    if width != height:
+        side = max(width, height)
+        square = Image.new(image.mode, (side, side), fill)
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = square
+    if image.width == size_px:
+        return image
+    return image.resize((size_px, size_px), Image.Resampling.LANCZOS)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header; no pixel is decoded."""
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ItemError(ErrorCode.IMAGE_TOO_LARGE, f"the picture is too large to decode: {error}") from error
+    except UnidentifiedImageError as error:
+        start = data[:12].decode("ascii", "replace")
+        message = f"not a picture in one of {', '.join(FORMATS)}; the file starts with {start!r}"
+        raise ItemError(ErrorCode.IMAGE_UNDECODABLE, message) from error
+    except Exception as error:  # see decode_picture
+        raise ItemError(ErrorCode.IMAGE_UNDECODABLE, f"the picture's header is damaged: {error}") from error
+
+
+def _check_size(size: tuple[int, int], max_side_px: int, max_pixels: int, min_side_px: int) -> None:
+    if max(size) > max_side_px:
+        message = f"the picture is {_px(size)}; the longest allowed side is {max_side_px} px: make it smaller"
+        raise ItemError(ErrorCode.IMAGE_TOO_LARGE, message)
+    if size[0] * size[1] > max_pixels:
+        message = f"the picture is {_px(size)}; at most {max_pixels} pixels are allowed: make it smaller"
+        raise ItemError(ErrorCode.IMAGE_TOO_LARGE, message)
+    if min(size) < min_side_px:
+        message = f"the picture is {_px(size)}; each side needs at least {min_side_px} px"
+        raise ItemError(ErrorCode.IMAGE_TOO_SMALL, message)
+
+
+def _on_white(image: Image.Image) -> Picture:
+    if image.mode == "F":
+        raise ItemError(
+            ErrorCode.IMAGE_UNDECODABLE, "floating-point pictures have no agreed range; save it with 8 bits"
+        )
+    if image.mode.startswith("I"):
+        return Picture(_from_16_bit(image).convert("RGB"))
+    if not image.has_transparency_data:
+        return Picture(image.convert("RGB"))
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    mask = rgba.getchannel("A")
+    opaque = mask.getextrema() == (255, 255)
+    return Picture(Image.alpha_composite(white, rgba).convert("RGB"), None if opaque else mask)
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion saturates at 255 instead of scaling.
+    values = np.asarray(image).astype(np.float64)
+    return Image.fromarray(np.rint(np.clip(values, 0, 65_535) / 257).astype(np.uint8))
+
+
+def _px(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} px"

@@ -1,0 +1,68 @@
+"""Train the embedded model: `python -m ezigen.mini.recipe all --preset cpu --work build/mini`.
+
+Phases in order: fetch, vae, latents, unet, adapters, joint, decoder, clip, dinov2, judge, package. Each goes on where
+it was stopped and adds nothing when its time is used; clip, dinov2 and judge need the pictures alone, so they can run
+beside the others in a second process.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ezigen.mini import weights_folder
+from ezigen.mini.recipe.adapters import train_adapters
+from ezigen.mini.recipe.clip import train_clip
+from ezigen.mini.recipe.config import RecipeConfig
+from ezigen.mini.recipe.dinov2 import train_dinov2
+from ezigen.mini.recipe.fetch import PACKAGE, fetch_pictures
+from ezigen.mini.recipe.joint import train_jointly
+from ezigen.mini.recipe.judge import train_judge
+from ezigen.mini.recipe.latents import write_latents
+from ezigen.mini.recipe.package import package_weights
+from ezigen.mini.recipe.presets import PRESETS
+from ezigen.mini.recipe.unet import train_unet
+from ezigen.mini.recipe.vae import polish_decoder, train_vae
+
+PHASES: dict[str, Callable[[RecipeConfig], object]] = {
+    "vae": train_vae,
+    "latents": write_latents,
+    "unet": train_unet,
+    "adapters": train_adapters,
+    "joint": train_jointly,
+    "decoder": polish_decoder,
+    "clip": train_clip,
+    "dinov2": train_dinov2,
+    "judge": train_judge,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m ezigen.mini.recipe", description=__doc__)
+    parser.add_argument("phase", choices=["all", "fetch", *PHASES, "package"])
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
+    parser.add_argument("--work", type=Path, default=Path("build/mini"), help="checkpoints, latents, sample sheets")
+    parser.add_argument("--source", default=PACKAGE, help="address or local file of the npm package")
+    parser.add_argument("--target", type=Path, default=weights_folder(), help="where `package` puts the weights")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one phase, or all of them."""
+    args = build_parser().parse_args(arguments)
+    config = PRESETS[args.preset](args.work, args.work / "pictures")
+    torch.set_num_threads(config.threads)
+    fetch_pictures(config.world.pictures, args.source)
+    for name, train in PHASES.items():
+        if args.phase in (name, "all"):
+            train(config)
+    if args.phase in ("package", "all"):
+        package_weights(config.work, args.target)
+
+
+if __name__ == "__main__":
+    main()

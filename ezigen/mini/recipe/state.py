@@ -1,0 +1,164 @@
+"""A resumable training loop: time-based schedule, atomic checkpoints, a progress line.
+
+Training time is the budget: `minutes` of steps, wherever they were run. The learning rate is a function of the share
+of that time already used, so a phase can be cut or extended by changing one number, and a killed phase goes on from
+its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ezigen.mini.recipe.optimizer import Muon, is_matrix
+
+CHECKPOINT_EVERY_S = 60.0
+REPORT_EVERY_S = 10.0
+AVERAGE_EVERY = 4
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write(temporary)
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+@dataclass
+class Trainer:
+    """One phase's modules, optimizer and clock; `trainable` modules are checkpointed together with their averages."""
+
+    name: str
+    modules: dict[str, nn.Module]
+    lr: float
+    minutes: float
+    folder: Path
+    ema_decay: float = 0.0
+    weight_decay: float = 0.01
+    use_muon: bool = False
+    step: int = 0
+    seconds: float = 0.0
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    average: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = [
+            (f"{key}.{n}", p) for key, m in self.modules.items() for n, p in m.named_parameters() if p.requires_grad
+        ]
+        self.parameters = [p for _, p in named]
+        self.names = [n for n, _ in named]
+        matrices = [p for n, p in named if self.use_muon and is_matrix(n, p)]
+        kept = {id(p) for p in matrices}
+        others = [p for p in self.parameters if id(p) not in kept]
+        self.muon = Muon(matrices, weight_decay=self.weight_decay)
+        self.optimizer = torch.optim.AdamW(others, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay)
+        if self.ema_decay:
+            self.average = {n: p.detach().clone() for n, p in named}
+        self.resume()
+
+    @property
+    def path(self) -> Path:
+        """Where the checkpoint lies."""
+        return self.folder / f"{self.name}.pt"
+
+    def share(self) -> float:
+        """Used share of the training time, 0..1."""
+        return min(1.0, self.seconds / (60 * self.minutes))
+
+    def learning_rate(self) -> float:
+        """Linear warm-up over 100 steps, then a cosine over the training time down to 2 %."""
+        warm = min(1.0, (self.step + 1) / 100)
+        return self.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.share())))
+
+    def resume(self) -> None:
+        """Take up the last checkpoint, if there is one."""
+        if not self.path.is_file():
+            return
+        state = torch.load(self.path, weights_only=True, map_location="cpu")
+        for key, module in self.modules.items():
+            module.load_state_dict(state["modules"][key])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.muon.load_state_dict(state.get("muon", {"buffers": []}))
+        self.step, self.seconds = state["step"], state["seconds"]
+        if self.average:
+            self.average = {
+                n: a.to(p.device) for (n, a), p in zip(state["average"].items(), self.parameters, strict=True)
+            }
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        modules = {key: module.state_dict() for key, module in self.modules.items()}
+        optimizers = {"optimizer": self.optimizer.state_dict(), "muon": self.muon.state_dict()}
+        clock = {"step": self.step, "seconds": self.seconds}
+        state = {"modules": modules, "average": self.average} | optimizers | clock
+        write_atomically(self.path, lambda path: torch.save(state, path))
+
+    def update(self, loss: Tensor) -> None:
+        """One optimizer step with clipped gradients, and the averages after it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        for parameter in self.parameters:
+            parameter.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.muon.step(self.learning_rate())
+        self.step += 1
+        if self.average and self.step % AVERAGE_EVERY == 0:
+            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step)) ** AVERAGE_EVERY
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters], 1 - decay)
+
+    def averaged_modules(self) -> dict[str, dict[str, Tensor]]:
+        """Weights to ship, per module: averages where kept, the current ones elsewhere."""
+        weights = {key: dict(module.state_dict()) for key, module in self.modules.items()}
+        for name, value in self.average.items():
+            key, rest = name.split(".", 1)
+            weights[key][rest] = value
+        return weights
+
+    def run(
+        self,
+        losses: Iterator[Tensor],
+        batch: int,
+        on_checkpoint: Callable[[], None] | None = None,
+        checkpoint_s: float = CHECKPOINT_EVERY_S,
+    ) -> None:
+        """Draw losses and step until the time is used; report, save and call `on_checkpoint` along the way."""
+        started, since, count, mean = self.seconds, time.monotonic(), 0, 0.0
+        saved = reported = since
+        while self.share() < 1:
+            loss = next(losses)
+            self.update(loss)
+            count += 1
+            mean += (float(loss.detach()) - mean) / min(count, 50)
+            now = time.monotonic()
+            self.seconds = started + now - since
+            if now - reported > REPORT_EVERY_S:
+                reported = now
+                self.report(mean, count * batch / (now - since))
+            if now - saved > checkpoint_s:
+                self.save()
+                if on_checkpoint:
+                    on_checkpoint()
+                saved = time.monotonic()
+        self.save()
+        if on_checkpoint:
+            on_checkpoint()
+
+    def report(self, loss: float, rate: float) -> None:
+        """Print one progress line: step, loss, samples a second, minutes left."""
+        left = self.minutes - self.seconds / 60
+        progress = f"{self.name} step {self.step} loss {loss:.4f} rate {rate:.0f}/s"
+        print(f"{progress} lr {self.learning_rate():.1e} eta {left:.1f} min", file=sys.stderr, flush=True)

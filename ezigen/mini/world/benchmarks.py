@@ -1,0 +1,95 @@
+"""The world as the subject-driven benchmarks: DreamBench (subjects x prompts) and DreamEditBench (subjects x source
+pictures).
+
+DreamBench keeps the original's layout: `dataset/<subject>/<number>.jpg` and `dataset/prompts_and_classes.txt`.
+DreamEditBench has, per subject, pictures of the subject and source pictures that show another product of its class
+with the mask of what is to be replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+
+from ezigen.mini.world.captions import PHRASES
+from ezigen.mini.world.compose import Composer
+from ezigen.mini.world.products import Variant
+from ezigen.mini.world.scenes import SCENE_NAMES
+
+SUBJECT_PICTURES = 4
+
+
+def folder_name(variant: Variant) -> str:
+    """A folder name for a variant, for example `pineapple` or `pineapple_120`."""
+    name = variant.product.name.replace(" ", "_")
+    return name if variant.hue_shift == 0 else f"{name}_{variant.hue_shift}"
+
+
+def write_subject(composer: Composer, rng: Generator, variant: Variant, folder: Path) -> None:
+    """Pictures of one subject: the first on white, the others in scenes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(SUBJECT_PICTURES):
+        scene = SCENE_NAMES[int(rng.integers(len(SCENE_NAMES)))] if number else None
+        Image.fromarray(composer.compose(rng, variant, scene)[0]).save(folder / f"{number:02d}.jpg", quality=92)
+
+
+def prompts_text(variants: list[Variant]) -> str:
+    """`prompts_and_classes.txt`: a table of subjects and classes, then the prompt list, as the original writes them."""
+    table = [f"{folder_name(v)},{v.product.subject_class}" for v in variants]
+    prompts = [
+        f"'a {{0}} {{1}} {phrase}'.format(unique_token, class_token),"
+        for phrases in PHRASES.values()
+        for phrase in phrases[:2]
+    ]
+    return "\n".join(
+        [
+            "Classes",
+            "subject_name,class",
+            *table,
+            "",
+            "Prompts",
+            "",
+            "Object Prompts",
+            "prompt_list = [",
+            *prompts,
+            "]",
+            "",
+        ]
+    )
+
+
+def write_dreambench(composer: Composer, folder: Path, num_subjects: int, seed: int = 0) -> None:
+    """Write a DreamBench-like benchmark of the first `num_subjects` variants in their own colours."""
+    rng = np.random.default_rng((seed, 21))
+    variants = [v for v in composer.variants if v.hue_shift == 0][:num_subjects]
+    for variant in variants:
+        write_subject(composer, rng, variant, folder / "dataset" / folder_name(variant))
+    (folder / "dataset" / "prompts_and_classes.txt").write_text(prompts_text(variants), "utf-8")
+
+
+def write_sources(composer: Composer, rng: Generator, others: list[Variant], folder: Path, count: int) -> None:
+    """Source pictures with other products in scenes, and masks of those products."""
+    for name in ("source", "mask"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        other = others[int(rng.integers(len(others)))]
+        pixels, mask = composer.compose(rng, other, SCENE_NAMES[number % len(SCENE_NAMES)])
+        Image.fromarray(pixels).save(folder / "source" / f"{number:02d}.jpg", quality=92)
+        Image.fromarray(np.where(mask > 127, 255, 0).astype(np.uint8)).save(folder / "mask" / f"{number:02d}.png")
+
+
+def write_dreamedit(composer: Composer, folder: Path, num_subjects: int, num_sources: int = 10, seed: int = 0) -> None:
+    """Write a DreamEditBench-like benchmark: `<subject>/{subject,source,mask}` and `subjects.json` with the classes."""
+    rng = np.random.default_rng((seed, 22))
+    variants = [v for v in composer.variants if v.hue_shift == 0][:num_subjects]
+    for variant in variants:
+        place = folder / folder_name(variant)
+        write_subject(composer, rng, variant, place / "subject")
+        others = [v for v in composer.variants if v.product != variant.product]
+        write_sources(composer, rng, others, place, num_sources)
+    classes = {folder_name(v): v.product.subject_class for v in variants}
+    (folder / "subjects.json").write_text(json.dumps(classes, indent=2) + "\n", "utf-8")

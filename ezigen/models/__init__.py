@@ -1,0 +1,52 @@
+"""The frozen networks: load them, run them, tell them apart.
+
+Importing this package costs no torch, so that a plan can ask for a model's fingerprint; networks load at first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from ezigen.lazy import lazy_names
+from ezigen.models.fingerprint import model_fingerprint
+from ezigen.models.location import resolve_folder
+
+if TYPE_CHECKING:
+    from ezigen.models.blocks import transformer_blocks
+    from ezigen.models.image_encoder import ImageEncoder, load_image_encoder
+    from ezigen.models.pixels import to_image, to_pixels
+    from ezigen.models.stack import Stack, decode_latents, encode_pictures, encode_prompts, load_stack
+    from ezigen.models.text_image_encoder import TextImageEncoder, load_text_image_encoder
+
+__all__ = [
+    "ImageEncoder",
+    "Stack",
+    "TextImageEncoder",
+    "decode_latents",
+    "encode_pictures",
+    "encode_prompts",
+    "load_image_encoder",
+    "load_stack",
+    "load_text_image_encoder",
+    "model_fingerprint",
+    "resolve_folder",
+    "to_image",
+    "to_pixels",
+    "transformer_blocks",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ImageEncoder": "image_encoder",
+        "Stack": "stack",
+        "TextImageEncoder": "text_image_encoder",
+        "decode_latents": "stack",
+        "encode_pictures": "stack",
+        "encode_prompts": "stack",
+        "load_image_encoder": "image_encoder",
+        "load_stack": "stack",
+        "load_text_image_encoder": "text_image_encoder",
+        "to_image": "pixels",
+        "to_pixels": "pixels",
+        "transformer_blocks": "blocks",
+    },
+)

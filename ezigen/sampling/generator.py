@@ -1,0 +1,301 @@
+"""EZIGen for a batch of requests: sketch, appearance transfer, loops, autostop (paper 3.2, 3.3)."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ezigen.adapters.attach import AdapterSet, SubjectKV
+from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig
+from ezigen.diffusion import NoiseSource
+from ezigen.images import fit_square
+from ezigen.models.image_encoder import ImageEncoder
+from ezigen.models.pixels import to_image, to_pixels
+from ezigen.models.stack import Stack, decode_latents, encode_prompts
+from ezigen.sampling.autostop import patch_similarity, stop_reason
+from ezigen.sampling.denoiser import Conditions, Denoised, Denoiser, Step, plan_steps
+from ezigen.sampling.request import OnStep, Request, Sample, StepReport, StopReason
+from ezigen.subject import SubjectEncoder, SubjectFeatures
+
+MAX_TEXTS = 256
+"""Prompts whose embeddings are kept from batch to batch."""
+
+
+@dataclass(eq=False)
+class _Work:
+    """One request on its way to an image."""
+
+    request: Request
+    positive: Tensor
+    negative: Tensor
+    latents: Tensor
+    subject: SubjectKV | None = None
+    sketch: Image.Image | None = None
+    image: Image.Image | None = None
+    patches: Tensor | None = None
+    loops: list[Image.Image] = field(default_factory=list)
+    similarities: list[float] = field(default_factory=list)
+    stop_reason: StopReason = "mode"
+    num_loops: int = 0
+    num_unet_calls: int = 0
+    seconds: float = 0.0
+
+
+class Generator:
+    """Makes images with an attached stack; one call at a time.
+
+    Only the denoising steps are batched; texts, subjects and images are encoded and decoded one by one, so that an
+    item's image differs with its batch mates at most by the rounding of the UNet's batch size (about 1e-6).
+    num_slots removes that, too: every UNet call is filled up to this many samples by repeating some, and an image's
+    bits depend neither on mates nor on the number of requests (up to num_slots). Without it items that stop early
+    leave the batch, which is up to a quarter faster.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        adapters: AdapterSet | None,
+        stop_encoder: ImageEncoder | None,
+        sampler: SamplerConfig,
+        *,
+        num_slots: int | None = None,
+    ) -> None:
+        """Raises ConfigurationError when the sampler needs adapters or an image encoder that is not there."""
+        loops_by_similarity = sampler.mode == "iterative" and sampler.loops.stop == "similarity"
+        if adapters is None and sampler.mode != "text_only":
+            raise ConfigurationError(f"mode {sampler.mode} needs an adapter; pass one, or use mode text_only")
+        if stop_encoder is None and loops_by_similarity:
+            raise ConfigurationError(
+                "loops.stop similarity needs an image encoder (DINOv2); pass one, or use fixed loops"
+            )
+        self.stack = stack
+        self.sampler = sampler
+        self._adapters = adapters
+        self._stop_encoder = stop_encoder
+        self._num_slots = num_slots
+        self._noise = NoiseSource()
+        self._denoiser = Denoiser(stack, adapters, sampler, self._noise)
+        self._subject_encoder = SubjectEncoder(stack, self._noise)
+        self._steps = plan_steps(stack.schedule.timesteps(sampler.num_steps))
+        self._texts: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request], on_step: OnStep | None = None) -> list[Sample]:
+        """One sample per request, in their order, denoised together.
+
+        on_step is called after every denoising step and may raise to end the batch. Raises ItemError for a request
+        without a subject picture in a mode that needs one, and for an image that is not finite.
+        """
+        samples: dict[int, Sample] = {}
+        for rows in self._groups(requests):
+            made = self._generate_together([requests[row] for row in rows], on_step)
+            samples.update(zip(rows, made, strict=True))
+        return [samples[row] for row in range(len(requests))]
+
+    def _groups(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Positions of the requests that share UNet calls: all of them, or, with num_slots, those of one size.
+
+        Mates with more subject pictures lengthen an item's attention by masked tokens, which shifts its last bits.
+        """
+        groups: dict[int, list[int]] = {}
+        for row, request in enumerate(requests):
+            groups.setdefault(len(request.subjects) if self._num_slots else 0, []).append(row)
+        return list(groups.values())
+
+    def _generate_together(self, requests: Sequence[Request], on_step: OnStep | None) -> list[Sample]:
+        batch = [self._begin(request) for request in requests]
+        split = self.sampler.num_sketch_steps
+        if self.sampler.mode == "text_only":
+            self._draw_from_text(batch, self._steps, on_step)
+        elif self.sampler.mode == "full_injection":
+            self._transfer(batch, self._steps, 0, on_step)
+        else:
+            self._sketch(batch, self._steps[:split], on_step)
+            self._transfer(batch, self._steps[split:], 0, on_step)
+        if self.sampler.mode == "iterative":
+            self._iterate(batch, self._steps[split:], on_step)
+        return [_finish(work) for work in batch]
+
+    def _begin(self, request: Request) -> _Work:
+        """Texts, first noise and the subject's keys and values of one request."""
+        started = time.perf_counter()
+        latents = self._noise.batch([request.seed], "initial", 0, 0, self.stack.latent_shape)
+        work = _Work(
+            request=request,
+            positive=self._text(request.prompt),
+            negative=self._text(request.negative_prompt or self.sampler.negative_prompt),
+            latents=latents.to(self.stack.device),
+        )
+        if self.sampler.mode != "text_only":
+            work.subject = self._encode_subject(request)
+            work.num_unet_calls += len(request.subjects)
+        work.seconds += time.perf_counter() - started
+        return work
+
+    def _text(self, prompt: str) -> Tensor:
+        if len(self._texts) >= MAX_TEXTS:
+            self._texts.clear()
+        if prompt not in self._texts:
+            self._texts[prompt] = encode_prompts(self.stack, [prompt])
+        return self._texts[prompt]
+
+    def _encode_subject(self, request: Request) -> SubjectKV:
+        """Features of all its pictures, joined along the tokens, as keys and values (once for the whole image)."""
+        if not request.subjects:
+            message = f"{request.key}: mode {self.sampler.mode} needs at least one subject picture"
+            raise ItemError(ErrorCode.ROW_INVALID, message)
+        assert self._adapters is not None
+        features = [
+            self._subject_encoder.encode(
+                to_pixels(fit_square(picture, self.stack.image_size_px).rgb)[None],
+                [request.subject_class],
+                t_sub=self.sampler.t_sub,
+                template=self.sampler.subject_prompt,
+            )
+            for picture in request.subjects
+        ]
+        return self._adapters.subject_kv(SubjectFeatures.concatenate(features))
+
+    def _draw_from_text(self, batch: Sequence[_Work], steps: Sequence[Step], on_step: OnStep | None) -> None:
+        """Mode text_only: every step with idle adapters."""
+        self._denoise(batch, steps, 0, on_step, with_subject=False)
+        self._count_calls(batch, steps)
+        for work in batch:
+            work.image = self._decode(work, work.latents)[1]
+
+    def _sketch(self, batch: Sequence[_Work], steps: Sequence[Step], on_step: OnStep | None) -> None:
+        """Stage 1: x_t at the split from text alone. It does not know the subject: equal texts and seeds share it."""
+        firsts: dict[tuple[str, str, int], _Work] = {}
+        for work in batch:
+            firsts.setdefault(_sketch_key(work.request), work)
+        x0 = self._denoise(list(firsts.values()), steps, 0, on_step, with_subject=False)
+        foreseen = dict(zip(firsts, x0, strict=True)) if x0 is not None else {}
+        self._count_calls(batch, steps)
+        images = {key: self._decode(firsts[key], latent[None])[1] for key, latent in foreseen.items()}
+        for work in batch:
+            key = _sketch_key(work.request)
+            work.latents, work.sketch = firsts[key].latents, images.get(key)
+
+    def _transfer(self, batch: Sequence[_Work], steps: Sequence[Step], loop: int, on_step: OnStep | None) -> None:
+        """Stage 2: the remaining steps with the subject; afterwards the latents are x_0 and the image is decoded."""
+        self._denoise(batch, steps, loop, on_step, with_subject=True)
+        self._count_calls(batch, steps)
+        for work in batch:
+            pixels, work.image = self._decode(work, work.latents)
+            work.loops.append(work.image)
+            with _timed([work]):
+                self._compare_with_last(work, pixels)
+
+    def _iterate(self, batch: Sequence[_Work], steps: Sequence[Step], on_step: OnStep | None) -> None:
+        """Stages 3 and 4: noise x_0 to the split again and transfer again, until each image has settled."""
+        first_t = steps[0].t
+        active = [work for work in batch if not self._is_final(work)]
+        while active:
+            loop = active[0].num_loops + 1
+            for work in active:
+                noise = self._noise.batch([work.request.seed], "renoise", loop, 0, self.stack.latent_shape)
+                t = torch.full((1,), first_t, device=work.latents.device)
+                work.latents = self.stack.schedule.add_noise(work.latents, noise.to(work.latents.device), t)
+                work.num_loops = loop
+            self._transfer(active, steps, loop, on_step)
+            active = [work for work in active if not self._is_final(work)]
+
+    def _is_final(self, work: _Work) -> bool:
+        similarity = work.similarities[-1] if work.similarities else None
+        reason = stop_reason(self.sampler.loops, work.num_loops, similarity)
+        work.stop_reason = reason or work.stop_reason
+        return reason is not None
+
+    def _compare_with_last(self, work: _Work, pixels: Tensor) -> None:
+        if self._stop_encoder is None or self.sampler.mode != "iterative":
+            return
+        patches = self._stop_encoder.patch_tokens(pixels)
+        if work.patches is not None:
+            work.similarities.append(patch_similarity(patches, work.patches).item())
+        work.patches = patches
+
+    def _denoise(
+        self, batch: Sequence[_Work], steps: Sequence[Step], loop: int, on_step: OnStep | None, *, with_subject: bool
+    ) -> Tensor | None:
+        """Move the batch's latents along the steps; returns the last predicted x_0 (B, c, h, w), None without steps."""
+        with _timed(batch):
+            rows = [slot % len(batch) for slot in range(max(len(batch), self._num_slots or 0))]
+            conditions = Conditions(
+                positive=torch.cat([work.positive for work in batch]),
+                negative=torch.cat([work.negative for work in batch]),
+                seeds=tuple(work.request.seed for work in batch),
+            ).select(rows)
+            subjects = [work.subject for work in (batch[row] for row in rows) if work.subject is not None]
+            subject = SubjectKV.stack(subjects) if with_subject else None
+            latents = torch.cat([work.latents for work in batch])[rows]
+            last: Denoised | None = None
+            for last in self._denoiser.run(latents, conditions, steps, subject, loop):
+                _report(on_step, batch, last, loop, len(self._steps), with_subject=with_subject)
+            if last is None:
+                return None
+            for index, work in enumerate(batch):
+                work.latents = last.latents[index : index + 1]
+            return last.x0[: len(batch)]
+
+    def _count_calls(self, batch: Sequence[_Work], steps: Sequence[Step]) -> None:
+        for work in batch:
+            work.num_unet_calls += len(steps) * self._denoiser.num_branches
+
+    def _decode(self, work: _Work, latents: Tensor) -> tuple[Tensor, Image.Image]:
+        """Pixels (1, 3, H, W), clipped, and the 8-bit picture of one latent (1, c, h, w)."""
+        with _timed([work]):
+            pixels = decode_latents(self.stack, latents).clamp(-1, 1)
+            if not torch.isfinite(pixels).all():
+                message = f"{work.request.key}: the image is not finite; run the model with dtype bf16 or fp32"
+                raise ItemError(ErrorCode.GENERATION_FAILED, message)
+            return pixels, to_image(pixels[0])
+
+
+def _sketch_key(request: Request) -> tuple[str, str, int]:
+    return request.prompt, request.negative_prompt, request.seed
+
+
+def _report(
+    on_step: OnStep | None, batch: Sequence[_Work], done: Denoised, loop: int, num_steps: int, *, with_subject: bool
+) -> None:
+    if on_step is None:
+        return
+    on_step(
+        StepReport(
+            keys=tuple(work.request.key for work in batch),
+            phase="transfer" if with_subject else "text",
+            loop=loop,
+            step=done.step.number,
+            num_steps=num_steps,
+            x0=done.x0[: len(batch)],
+        )
+    )
+
+
+def _finish(work: _Work) -> Sample:
+    assert work.image is not None
+    return Sample(
+        key=work.request.key,
+        image=work.image,
+        sketch=work.sketch,
+        loops=tuple(work.loops),
+        num_loops=work.num_loops,
+        stop_reason=work.stop_reason,
+        similarities=tuple(work.similarities),
+        num_unet_calls=work.num_unet_calls,
+        seconds=work.seconds,
+    )
+
+
+@contextmanager
+def _timed(batch: Sequence[_Work]) -> Iterator[None]:
+    """Charge the time of the block to the items in it, in equal shares."""
+    started = time.perf_counter()
+    yield
+    share = (time.perf_counter() - started) / len(batch)
+    for work in batch:
+        work.seconds += share

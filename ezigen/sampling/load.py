@@ -1,0 +1,52 @@
+"""From configuration to a generator."""
+
+from pathlib import Path
+
+from ezigen.adapters import attach_adapters, import_checkpoint, load_adapter, read_card, resolve_adapter
+from ezigen.adapters.attach import AdapterSet
+from ezigen.adapters.card import WEIGHTS_FILE
+from ezigen.config import ConfigurationError, ModelConfig, SamplerConfig
+from ezigen.models.image_encoder import ImageEncoder, load_image_encoder
+from ezigen.models.stack import Stack, load_stack
+from ezigen.sampling.generator import Generator
+
+DEFAULT_IMAGE_ENCODER = "facebook/dinov2-base"
+
+
+def load_generator(model: ModelConfig, sampler: SamplerConfig, *, num_slots: int | None = None) -> Generator:
+    """Load the networks that this sampler needs and put them together; num_slots as in Generator.
+
+    Raises ConfigurationError, with a remedy, for a missing or unsuitable model, adapter or image encoder.
+    """
+    stack = load_stack(model.model, device=model.device, dtype=model.dtype)
+    adapters = _load_adapters(model, stack) if sampler.mode != "text_only" else None
+    by_similarity = sampler.mode == "iterative" and sampler.loops.stop == "similarity"
+    stop_encoder = _load_stop_encoder(model, stack) if by_similarity else None
+    return Generator(stack, adapters, stop_encoder, sampler, num_slots=num_slots)
+
+
+def _load_adapters(model: ModelConfig, stack: Stack) -> AdapterSet:
+    folder = resolve_adapter(model.adapter, model.model)
+    if folder is None:
+        raise ConfigurationError("adapter none: only mode text_only works without one; pass --adapter or that mode")
+    adapters = attach_to_stack(stack, folder)
+    adapters.requires_grad_(False).eval()
+    return adapters
+
+
+def attach_to_stack(stack: Stack, folder: Path) -> AdapterSet:
+    """Attach the adapter of a folder, ours or the authors' checkpoint, to the stack's UNet."""
+    if not (folder / WEIGHTS_FILE).is_file():
+        adapters = attach_adapters(stack.unet, extra_residual=True)
+        import_checkpoint(folder, adapters)
+        return adapters
+    adapters = attach_adapters(stack.unet, extra_residual=read_card(folder).extra_residual)
+    load_adapter(adapters, folder, base_fingerprint=stack.fingerprint)
+    return adapters
+
+
+def _load_stop_encoder(model: ModelConfig, stack: Stack) -> ImageEncoder:
+    location = model.image_encoder
+    if location == "auto":
+        location = "mini" if model.model == "mini" else DEFAULT_IMAGE_ENCODER
+    return load_image_encoder(location, stack.device.type)

@@ -1,0 +1,70 @@
+"""What goes into the sampler and what comes out. Needs no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from PIL import Image
+
+from ezigen.images import Picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+StopReason = Literal["threshold", "max_loops", "fixed", "mode"]
+Phase = Literal["text", "transfer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One image to make: a subject, given by one or several pictures, in the scene of a prompt."""
+
+    key: str
+    prompt: str
+    subjects: tuple[Picture, ...] = ()
+    subject_class: str = "object"
+    negative_prompt: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image made, and how.
+
+    sketch: the image foreseen at the split, before the subject enters; None in modes without a split.
+    loops: the image after the first appearance transfer, then after each loop, up to `image`; none in text_only.
+    num_loops: loops after the first transfer. similarities: one per loop, each image with the one before (if measured).
+    num_unet_calls: UNet evaluations behind this image, each guidance branch and each encoded subject picture counting
+    one; shared work (a sketch, a subject) counts as if it had been done for this image alone.
+    seconds: this image's share of the time of its batch.
+    """
+
+    key: str
+    image: Image.Image
+    sketch: Image.Image | None
+    loops: tuple[Image.Image, ...]
+    num_loops: int
+    stop_reason: StopReason
+    similarities: tuple[float, ...]
+    num_unet_calls: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """One finished denoising step of a batch, for progress and previews.
+
+    phase: text (adapters idle) or transfer; loop 0 is the first pass. x0: the predicted clean latents (B, c, h, w), in
+    the order of keys.
+    """
+
+    keys: tuple[str, ...]
+    phase: Phase
+    loop: int
+    step: int
+    num_steps: int
+    x0: "Tensor"
+
+
+OnStep: TypeAlias = Callable[[StepReport], None]
+"""Called after every step; what it raises ends the batch."""

@@ -1,0 +1,29 @@
+"""What other layers may rely on; a change here is a change of the contract."""
+
+from importlib import import_module
+
+import pytest
+
+PUBLIC = {
+    "ezigen.adapters": "AdapterCard AdapterSet KeyValue SubjectAdapter SubjectBlock SubjectKV adapter_fingerprint "
+    "attach_adapters detach_adapters import_checkpoint load_adapter read_card resolve_adapter save_adapter",
+    "ezigen.diffusion": "CLEAN NoiseSchedule NoiseSource PredictionType Purpose Spacing "
+    "ddim_step ddpm_step dpmpp_2m_step",
+    "ezigen.images": "FORMATS Picture decode_picture encode_png fit_square thumbnail_strip",
+    "ezigen.metrics": "CLIP_MODEL DINO_MODEL Scorer load_scorer",
+    "ezigen.models": "ImageEncoder Stack TextImageEncoder decode_latents encode_pictures encode_prompts "
+    "load_image_encoder load_stack load_text_image_encoder model_fingerprint resolve_folder to_image to_pixels "
+    "transformer_blocks",
+    "ezigen.sampling": "Generator OnStep Phase Request Sample StepReport StopReason attach_to_stack load_generator "
+    "patch_similarity stop_reason",
+    "ezigen.subject": "SUBJECT_PROMPT SubjectEncoder SubjectFeatures encode_latents record_norms",
+}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names(package):
+    module = import_module(package)
+    assert sorted(module.__all__) == sorted(PUBLIC[package].split())
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        module.no_such_name  # noqa: B018
