@@ -1,0 +1,1 @@
+"""The catalog run: rows, items, plans and result rows."""

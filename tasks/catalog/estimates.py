@@ -1,0 +1,59 @@
+"""What the missing work will cost, before any of it is done."""
+
+from dataclasses import dataclass
+
+from ezigen.config import SamplerConfig
+from tasks.storage.ledger import Measured
+
+# The paper's mean number of loops with 3 to 10 allowed (section 4.4).
+MEAN_LOOPS = 6.67
+# A PNG of a photograph-like picture takes about this much.
+BYTES_PER_PIXEL = 1.6
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a number of items will cost. `worker_hours` is None when nobody has measured a UNet call yet."""
+
+    num_unet_calls: int
+    image_bytes: int
+    worker_hours: float | None
+
+
+def expected_unet_calls(sampler: SamplerConfig) -> float:
+    """UNet calls per image: each guidance branch counts one, encoding the subject counts one."""
+    branches = 2 if sampler.guidance_scale > 1 else 1
+    if sampler.mode == "text_only":
+        return float(sampler.num_steps * branches)
+    loops = _expected_loops(sampler) if sampler.mode == "iterative" else 0.0
+    return 1 + branches * (sampler.num_steps + loops * sampler.num_transfer_steps)
+
+
+def estimate(
+    num_items: int,
+    sampler: SamplerConfig,
+    measured: Measured,
+    *,
+    seconds_per_call: float | None = None,
+    image_size_px: int = 512,
+) -> Estimate:
+    """The cost of `num_items` images: UNet calls by the sampler, bytes and time as measured on this output so far.
+
+    `seconds_per_call` (one sample's share of a UNet call) overrides what was measured.
+    """
+    num_calls = num_items * expected_unet_calls(sampler)
+    if seconds_per_call is None and measured.num_unet_calls:
+        seconds_per_call = measured.seconds / measured.num_unet_calls
+    bytes_each = (
+        measured.image_bytes / measured.num_images if measured.num_images else BYTES_PER_PIXEL * image_size_px**2
+    )
+    return Estimate(
+        num_unet_calls=round(num_calls),
+        image_bytes=round(num_items * bytes_each),
+        worker_hours=None if seconds_per_call is None else num_calls * seconds_per_call / 3600,
+    )
+
+
+def _expected_loops(sampler: SamplerConfig) -> float:
+    loops = sampler.loops
+    return loops.num_loops if loops.stop == "fixed" else min(max(MEAN_LOOPS, loops.min_loops), loops.max_loops)

@@ -1,0 +1,294 @@
+"""A bounded pool of Ray actors: carries out what the planner decides, and tells it what happened."""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnschedulableError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
+
+from ezigen.config import ConfigurationError
+from tasks.cluster.connection import ClusterLost
+from tasks.cluster.planner import Assignment, Batch, BatchPlanner, Condemned, Loss, PoolFailed, PoolLimits, Ticket
+from tasks.cluster.worker import BatchTooLarge, WorkerBroken
+
+logger = logging.getLogger(__name__)
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+_TICK_S = 0.2
+_STOP_SIGNAL_S = 0.5
+"""A signal that ends the run may reach the workers before it is seen here."""
+
+
+@dataclass(frozen=True)
+class Finished(Generic[ItemT, ResultT]):
+    """A batch that came back, with what the worker returned for it."""
+
+    worker: str
+    tickets: tuple[Ticket[ItemT], ...]
+    result: ResultT
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Nothing happened for a moment: time to flush and to report."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Call(Generic[ItemT]):
+    """A pending answer; without a batch it is the one to `load`."""
+
+    worker: int
+    batch: Batch[ItemT] | None = None
+
+
+@dataclass(frozen=True)
+class _Home:
+    """Where an actor lives."""
+
+    node_id: str
+    pid: int
+
+
+class ActorPool(Generic[ItemT, ResultT]):
+    """Runs items through actors that `spawn` makes, each with the verbs of `tasks.cluster.worker.Worker`.
+
+    `spawn(name)` returns a new actor handle; the pool alone ends actors. `check` is called between events and may raise
+    ClusterLost. Setting `stop` ends the intake; what runs may finish within `limits.grace_period_s`.
+    """
+
+    def __init__(
+        self,
+        spawn: Callable[[str], Any],
+        items: Iterable[ItemT],
+        limits: PoolLimits,
+        *,
+        stop: threading.Event | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.planner: BatchPlanner[ItemT] = BatchPlanner(items, limits)
+        self._spawn = spawn
+        self._limits = limits
+        self._stop = stop or threading.Event()
+        self._check = check
+        self._actors: dict[int, Any] = {}
+        self._homes: dict[int, _Home] = {}
+        self._calls: dict[Any, _Call[ItemT]] = {}
+        self._refusal: ConfigurationError | None = None
+        self._stop_deadline: float | None = None
+        self.num_lost = 0
+        """Workers that ended in the middle of something, and may have left something behind."""
+
+    def run(self) -> Generator[Finished[ItemT, ResultT] | Condemned[ItemT] | Tick]:
+        """Everything that ends, as it ends; a Tick at least every 0.2 s. Every actor is gone when this is over.
+
+        Raises ConfigurationError (a worker's own) or PoolFailed when no worker can be kept alive, ClusterLost when Ray
+        itself has gone; neither while the run is being stopped.
+        """
+        try:
+            while not (self.planner.finished or self._is_late()):
+                self._check()
+                self._send_out()
+                yield from self._collect(_TICK_S)
+                yield from self._end_overdue()
+                self._obey_stop()
+                yield Tick()
+        except PoolFailed as error:
+            if self._refusal is not None:
+                raise self._refusal from error
+            raise
+        except ClusterLost:
+            if not self._is_stopping():
+                raise
+            logger.warning("Ray ended before the work in flight did")
+        finally:
+            self._end_all()
+
+    # ---- stopping
+
+    def _obey_stop(self) -> None:
+        if self._stop.is_set() and self._stop_deadline is None:
+            self._stop_deadline = time.monotonic() + self._limits.grace_period_s
+            self.planner.stop()
+
+    def _is_late(self) -> bool:
+        if self._stop_deadline is None or time.monotonic() < self._stop_deadline:
+            return False
+        logger.warning("ending %d items that did not finish in time", self.planner.num_in_flight)
+        return True
+
+    def _is_stopping(self) -> bool:
+        return self._stop.wait(_STOP_SIGNAL_S)
+
+    # ---- sending
+
+    def _send_out(self) -> None:
+        now = time.monotonic()
+        for worker in self.planner.plan_starts(now):
+            actor = self._actors[worker] = self._spawn(_name(worker))
+            self._calls[actor.__ray_call__.remote(_load)] = _Call(worker)
+        for assignment in self.planner.plan_batches(now):
+            self._send(assignment)
+
+    def _send(self, assignment: Assignment[ItemT]) -> None:
+        items = [ticket.item for ticket in assignment.batch.tickets]
+        ref = self._actors[assignment.worker].run.remote(items)
+        self._calls[ref] = _Call(assignment.worker, assignment.batch)
+
+    # ---- receiving
+
+    def _collect(self, timeout_s: float) -> Iterator[Finished[ItemT, ResultT] | Condemned[ItemT]]:
+        for ref in self._wait(timeout_s):
+            call = self._calls.pop(ref, None)
+            if call is None:  # its worker was lost a moment ago
+                continue
+            try:
+                value = ray.get(ref)
+            except (RayError, RayTaskError) as error:
+                yield from self._receive_error(call, error)
+            else:
+                yield from self._receive(call, value)
+
+    def _wait(self, timeout_s: float) -> list[Any]:
+        """What is ready, the oldest batch of each worker first: its answer shows what was running when it died."""
+        refs = list(self._calls)
+        if not refs:
+            time.sleep(timeout_s)
+            return []
+        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        return sorted(ready, key=lambda ref: self._order(self._calls[ref]))
+
+    @staticmethod
+    def _order(call: _Call[ItemT]) -> tuple[int, int]:
+        return call.worker, call.batch.number if call.batch else 0
+
+    def _receive(self, call: _Call[ItemT], value: Any) -> Iterator[Finished[ItemT, ResultT]]:
+        if call.batch is None:
+            self._homes[call.worker] = value
+            self.planner.worker_ready(call.worker)
+            logger.info("%s is ready (process %d)", _name(call.worker), value.pid)
+            return
+        self.planner.batch_done(call.worker, call.batch, time.monotonic())
+        yield Finished(_name(call.worker), call.batch.tickets, value)
+
+    def _receive_error(self, call: _Call[ItemT], error: Exception) -> Sequence[Condemned[ItemT]]:
+        now = time.monotonic()
+        if isinstance(error, RayTaskError):
+            return self._receive_exception(call, _cause(error), now)
+        return self._lose(call.worker, self._classify(call.worker, error), _describe_loss(error))
+
+    def _receive_exception(self, call: _Call[ItemT], cause: BaseException, now: float) -> Sequence[Condemned[ItemT]]:
+        message = f"{type(cause).__name__}: {_first_lines(cause)}"
+        if call.batch is None:
+            if isinstance(cause, ConfigurationError):
+                self._refuse(call.worker, cause, now)
+                return ()
+            return self._lose(call.worker, Loss.DIED, message)
+        if isinstance(cause, BatchTooLarge):
+            return self.planner.batch_too_large(call.worker, call.batch, str(cause), now)
+        if isinstance(cause, WorkerBroken):
+            return self._lose(call.worker, Loss.DIED, str(cause))
+        logger.warning("%s failed on a batch of %d: %s", _name(call.worker), len(call.batch.tickets), message)
+        return self.planner.batch_failed(call.worker, call.batch, message, now)
+
+    def _refuse(self, worker: int, cause: ConfigurationError, now: float) -> None:
+        self._refusal = ConfigurationError(str(cause))
+        self._forget(worker)
+        self.planner.worker_refused(worker, str(cause), now)
+        self._refusal = None
+
+    # ---- losing
+
+    def _end_overdue(self) -> Iterator[Condemned[ItemT]]:
+        for worker in self.planner.plan_kills(time.monotonic()):
+            if worker in self._homes:
+                message = f"took longer than {self._limits.item_timeout_s:g} s (cluster.item_timeout_s)"
+            else:
+                message = f"did not start within {self._limits.start_timeout_s:g} s (cluster.start_timeout_s)"
+            yield from self._lose(worker, Loss.TIMED_OUT, message)
+
+    def _lose(self, worker: int, loss: Loss, message: str) -> Sequence[Condemned[ItemT]]:
+        if loss is not Loss.TIMED_OUT and self._is_stopping():
+            loss = Loss.NOBODYS_FAULT
+        batch = self.planner.running(worker)
+        self.num_lost += 1
+        held = f", {len(batch.tickets)} items were running" if batch else ""
+        logger.warning("%s is lost (%s)%s: %s", _name(worker), loss, held, message)
+        self._forget(worker)
+        return self.planner.worker_lost(worker, loss, message, time.monotonic())
+
+    def _forget(self, worker: int) -> None:
+        for ref in [ref for ref, call in self._calls.items() if call.worker == worker]:
+            del self._calls[ref]
+        self._homes.pop(worker, None)
+        ray.kill(self._actors.pop(worker))
+
+    def _classify(self, worker: int, error: Exception) -> Loss:
+        if isinstance(error, OutOfMemoryError):
+            return Loss.OUT_OF_MEMORY
+        if isinstance(error, ActorUnschedulableError | RuntimeEnvSetupError):
+            return Loss.DIED
+        if not isinstance(error, ActorDiedError) or error.preempted:
+            return Loss.NOBODYS_FAULT
+        home = self._homes.get(worker)
+        return Loss.NOBODYS_FAULT if home and not _node_is_alive(home.node_id) else Loss.DIED
+
+    def _end_all(self) -> None:
+        self._calls.clear()
+        self.num_lost += self.planner.num_busy
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+
+
+def _name(worker: int) -> str:
+    return f"worker-{worker}"
+
+
+def _load(worker: Any) -> _Home:
+    """Runs inside the actor."""
+    import os
+
+    worker.load()
+    return _Home(ray.get_runtime_context().get_node_id(), os.getpid())
+
+
+def _node_is_alive(node_id: str) -> bool:
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _first_lines(error: BaseException, max_chars: int = 500) -> str:
+    text = str(error).strip()
+    return text if len(text) <= max_chars else text[:max_chars] + " ..."
+
+
+def _describe_loss(error: Exception) -> str:
+    """One line of Ray's several paragraphs."""
+    if isinstance(error, OutOfMemoryError):
+        return "killed because its machine ran out of memory"
+    text = str(error)
+    found = re.search(r"(?:The actor is dead because|Worker exit detail:) ([^\n.]*)", text)
+    exit_type = re.search(r"Worker exit type: (\w+)", text)
+    if exit_type:
+        return f"its process ended ({exit_type[1]})"
+    return found[1] if found else text.strip().splitlines()[0][:200]

@@ -1,0 +1,169 @@
+"""The report: one page that shows what a run made, complete in itself."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata, resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from tasks.reports.charts import loops_chart, score_charts, seconds_chart, stop_shares, throughput_chart
+from tasks.reports.figures import Figures, RunFigures
+from tasks.reports.items import PageItems, Strip
+from tasks.reports.overview import describe_run, list_runs, list_settings, summarize
+from tasks.reports.remedies import EXPLANATIONS, explain
+from tasks.reports.survey import Survey
+from tasks.reports.wording import SCORE_NAMES, STOP_REASONS, format_number, format_time, plural
+from tasks.storage.run_record import RunRecord
+
+_SCRIPTS = ("gallery.js", "viewer.js", "figures.js")
+_ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Crect width='16' height='16' rx='4' fill='%234f6fd6'/%3E"
+    "%3Cpath d='M4 11l3-4 2 2 1-1 2 3z' fill='%23fff'/%3E%3C/svg%3E"
+)
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Failed items by reason, most frequent first."""
+
+    total: int
+    groups: tuple[Mapping[str, Any], ...]
+
+
+def render_page(name: str, record: RunRecord | None, survey: Survey, items: PageItems) -> str:
+    """The page's HTML. `name` is what people call the output."""
+    figures = survey.figures
+    run_figures = survey.latest_run(record)
+    strips = items.strips()
+    style, script = _template_text("report.css"), "".join(_template_text(name) for name in _SCRIPTS)
+    charts = [throughput_chart(run_figures), seconds_chart(figures), loops_chart(figures), *score_charts(figures)]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            policy=_content_policy(style, script),
+            style=Markup(style),
+            script=Markup(script),
+            icon=_ICON,
+            version=metadata.version("ezigen-pipeline"),
+            made_at=format_time(datetime.now(UTC)),
+            run=describe_run(name, record, figures),
+            summary=summarize(record, figures, run_figures),
+            chart_list=[chart for chart in charts if chart],
+            charts_note=_charts_note(figures, run_figures),
+            stops=stop_shares(figures),
+            failures=_list_failures(figures),
+            settings=list_settings(record),
+            runs=list_runs(record),
+            omissions=_list_omissions(figures, items, strips),
+            data=_embed_json(_page_data(record, items)),
+            strips=strips,
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tasks.reports", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=format_number, plural=plural, percent=_percent)
+    return environment
+
+
+def _percent(share: float, digits: int = 3) -> str:
+    return f"{share * 100:.{digits}f}%"
+
+
+def _template_text(name: str) -> str:
+    return resources.files("tasks.reports").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _content_policy(style: str, script: str) -> str:
+    """Nothing runs but this script, nothing loads but this page's pictures and those in the folder beside it."""
+    return (
+        f"default-src 'none'; script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'; "
+        "img-src data: 'self' file:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _source_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _embed_json(value: Any) -> Markup:
+    """JSON that cannot end or change the script element it stands in, whatever its texts say."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _page_data(record: RunRecord | None, items: PageItems) -> dict[str, Any]:
+    sampler = record.sampler if record else {}
+    loops = sampler.get("loops") or {}
+    return {
+        **items.columns(),
+        "run": record.run_id if record else None,
+        "threshold": loops.get("threshold") if loops.get("stop") == "similarity" else None,
+        "words": {
+            "stops": STOP_REASONS,
+            "scores": SCORE_NAMES,
+            "codes": {code: explanation.title for code, explanation in EXPLANATIONS.items()},
+            "remedies": {code: explanation.remedy for code, explanation in EXPLANATIONS.items()},
+        },
+    }
+
+
+def _list_failures(figures: Figures) -> Failures:
+    groups = []
+    for code, count in figures.failed_by_code.most_common():
+        explanation = explain(code)
+        groups.append({"code": code, "count": count, **vars(explanation)})
+    return Failures(figures.num_failed, tuple(groups))
+
+
+def _charts_note(figures: Figures, run: RunFigures | None) -> str:
+    if run is None or len(figures.runs) < 2:
+        return ""
+    return f"All images of this output; throughput of run {run.run_id}"
+
+
+def _list_omissions(figures: Figures, items: PageItems, strips: Sequence[Strip]) -> Mapping[str, Any] | None:
+    """What the gallery leaves out, in words; None if nothing."""
+    num_failed = sum(row.status == "failed" for row in items.rows.values())
+    num_done = len(items.rows) - num_failed
+    lines = list(_omission_lines(figures, num_done, num_failed, len(strips)))
+    if not lines:
+        return None
+    shown, total = len(strips), figures.num_done
+    return {
+        "summary": f"Previews of {format_number(shown)} of {plural(total, 'image')}. What is left out?",
+        "lines": lines,
+    }
+
+
+def _omission_lines(figures: Figures, num_done: int, num_failed: int, num_strips: int) -> Iterator[str]:
+    if num_strips < num_done:
+        yield (
+            f"{plural(num_strips, 'item')} show their steps: a random sample and those with the lowest and the highest "
+            f"scores. {format_number(num_done - num_strips)} others are listed with their facts, and with their image "
+            "where this page lies beside its images folder."
+        )
+    if num_done < figures.num_done:
+        yield (
+            f"{plural(figures.num_done - num_done, 'image')} are not listed here; the figures count them. "
+            "Every image and every result is in the output folder."
+        )
+    if num_failed < figures.num_failed:
+        yield f"{format_number(figures.num_failed - num_failed)} failed items are counted by reason but not listed."

@@ -1,0 +1,144 @@
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ezigen.config import ErrorCode, ItemError
+from tasks.catalog.rows import (
+    DEFAULT_CLASS,
+    ItemKeys,
+    RunFingerprint,
+    derive_seed,
+    join_uris,
+    parse_row,
+    parse_seed,
+    split_uris,
+)
+from tests.catalog.conftest import FINGERPRINT, good_row
+
+KEYS = ItemKeys(FINGERPRINT)
+
+
+def test_known_answer():
+    """Keys must never change by accident: every stored result would be made again."""
+    row = parse_row(3, good_row(item_id='5" pipe', prompt="größer", seed="7", negative_prompt="blur"))
+    assert KEYS.of_row(row) == "cd90b103f6a845322975e6b5b1657b3d"
+    assert derive_seed("item 0", "on a beach") == 4432689972770810639
+
+
+def test_the_key_can_be_computed_from_its_description():
+    row = parse_row(0, good_row(subject_uri='["a.png", "b.png"]', subject_mask_uri="m.png"))
+    text = json.dumps(
+        ["ezigen-item/1", "s", "m", "a", row.item_id, ["a.png", "b.png"], "mug", "on a beach", "", row.seed, "m.png",
+         None, None],
+        ensure_ascii=False, separators=(",", ":"),
+    )  # fmt: skip
+    assert KEYS.of_row(row) == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def test_the_key_depends_on_every_field_but_the_position():
+    row = parse_row(0, good_row())
+    assert KEYS.of_row(replace(row, index=9)) == KEYS.of_row(row)
+    changes = {
+        "item_id": "other", "subject_uris": ("p/0.png", "q"), "subject_class": "cup", "prompt": "x",
+        "negative_prompt": "x", "seed": 1, "subject_mask_uri": "x", "source_uri": "x", "mask_uri": "x",
+    }  # fmt: skip
+    keys = [KEYS.of_row(replace(row, **{name: value})) for name, value in changes.items()]
+    keys += [ItemKeys(replace(FINGERPRINT, **{name: "x"})).of_row(row) for name in ("sampler", "model", "adapter")]
+    assert len({KEYS.of_row(row), *keys}) == 1 + len(keys)
+
+
+def test_fields_cannot_run_into_each_other():
+    a = parse_row(0, good_row(item_id='a","b', prompt="c"))
+    b = parse_row(0, good_row(item_id="a", prompt='b","c'))
+    assert KEYS.of_row(a) != KEYS.of_row(b)
+    assert ItemKeys(RunFingerprint("ab", "c", "d")).prefix != ItemKeys(RunFingerprint("a", "bc", "d")).prefix
+
+
+def test_a_refusal_never_has_the_key_of_a_row():
+    raw = list(good_row().values())
+    keys = {KEYS.of_refusal(code, raw) for code in ErrorCode}
+    assert len({*keys, KEYS.of_row(parse_row(0, good_row()))}) == len(ErrorCode) + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"item_id": None}, "item_id is empty"),
+        ({"item_id": "  "}, "item_id is empty"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": "x" * 20_000}, "prompt has 20,000 characters; at most 2,000"),
+        ({"prompt": "a\x07b"}, r"prompt contains the character U\+0007"),
+        ({"item_id": "a\nb"}, r"U\+000A"),
+        ({"item_id": "a\u2028b"}, r"U\+2028"),
+        ({"prompt": "\ud800"}, r"U\+D800"),
+        ({"item_id": "x" * 257}, "at most 256"),
+        ({"subject_uri": None}, "subject_uri is empty"),
+        ({"subject_uri": "[]"}, "subject_uri is empty"),
+        ({"subject_uri": '["a", ""]'}, "lists an empty location"),
+        ({"subject_uri": '["a", 1]'}, "strings only"),
+        ({"subject_uri": "[broken"}, "no JSON array"),
+        ({"subject_uri": "[" * 100_000}, "no JSON array"),
+        ({"subject_uri": json.dumps(list("abcde"))}, "lists 5 pictures; at most 4"),
+        ({"subject_uri": "x" * 3000}, "at most 2,048"),
+        ({"seed": "nan"}, "seed is 'nan'"),
+        ({"seed": "inf"}, "seed is 'inf'"),
+        ({"seed": "1.5"}, "whole number"),
+        ({"seed": "1e3"}, "whole number"),
+        ({"seed": "٣"}, "whole number"),
+        ({"seed": "-1"}, "between 0"),
+        ({"seed": str(2**63)}, "between 0"),
+        ({"seed": "9" * 10_000}, "between 0"),
+    ],
+)
+def test_wrong_rows_say_what_is_wrong(change, words):
+    with pytest.raises(ItemError, match=words) as raised:
+        parse_row(0, good_row(**change))
+    assert raised.value.code is ErrorCode.ROW_INVALID
+
+
+@pytest.mark.parametrize("column", ["source_uri", "mask_uri"])
+def test_editing_is_refused_for_now(column):
+    with pytest.raises(ItemError, match="not supported") as raised:
+        parse_row(0, good_row(**{column: "x.png"}))
+    assert raised.value.code is ErrorCode.NOT_SUPPORTED
+
+
+def test_ids_may_hold_anything_printable():
+    for item_id in ("../../etc/passwd", "/abs", "a b", "日本", "😀", "%2e%2e", "~", "'; drop", "{{x}}"):
+        assert parse_row(0, good_row(item_id=item_id)).item_id == item_id
+
+
+@pytest.mark.parametrize(
+    ("cell", "seed"), [("7", 7), (" 7 ", 7), ("7.0", 7), ("007", 7), ("+7", 7), ("-0", 0), ("", None)]
+)
+def test_seeds(cell, seed):
+    assert parse_seed(cell) == seed
+
+
+def test_the_largest_seed():
+    assert parse_seed(str(2**63 - 1)) == 2**63 - 1
+
+
+def test_a_row_without_seed_gets_one_from_its_id_and_prompt():
+    seeds = [
+        parse_row(i, good_row(item_id=a, prompt=p)).seed
+        for i, (a, p) in enumerate([("a", "p"), ("a", "q"), ("b", "p")])
+    ]
+    assert len(set(seeds)) == 3
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert parse_row(99, good_row(item_id="a", prompt="p")).seed == seeds[0]
+
+
+def test_white_space_around_values_does_not_matter():
+    padded = {name: f" {value}\t" for name, value in good_row().items()}
+    assert parse_row(0, padded) == parse_row(0, good_row())
+    assert parse_row(0, good_row(subject_class=" ")).subject_class == DEFAULT_CLASS
+
+
+@given(st.lists(st.text(alphabet='ab[]";,\\ \n', min_size=1), min_size=1, max_size=4))
+def test_locations_survive_one_cell(uris):
+    assert split_uris(join_uris(uris)) == uris

@@ -1,0 +1,32 @@
+"""One Ray for all tests of the pool, and what they look at."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from ezigen.config import ClusterConfig
+from tasks.cluster import connect
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of this test session, with place for four light workers."""
+    with connect(ClusterConfig(num_workers=4, cpus_per_worker=1)) as cluster:
+        yield cluster
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "the condition") -> None:
+    """Fails if the condition does not come true in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s:g} s"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
