@@ -1,0 +1,140 @@
+"""prefect.yaml against what a server holds after deploying it: Prefect leaves out unknown keys without a word."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelling
+
+from ezigen.config import embedded
+from flows.personalize_catalog import personalize_catalog
+from tasks.catalog.results import ResultRow
+from tasks.storage import RunOutput
+from tests.flows.conftest import ROOT, Server
+from tests.run.catalogs import write_catalog
+
+NAME = "personalize_catalog/nightly"
+SERVER_DEFAULTS = {"day_or": True}
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect_server: Server) -> Server:
+    with prefect_server.client() as client:
+        client.create_work_pool(WorkPoolCreate(name="ezigen", type="process"))
+    prefect_server.prefect("--no-prompt", "deploy", "--all")
+    return prefect_server
+
+
+@pytest.fixture
+def written() -> dict:
+    (deployment,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    return deployment
+
+
+def test_every_key_of_the_file_reaches_the_server(deployed, written):
+    with deployed.client() as client:
+        stored = client.read_deployment_by_name(NAME)
+        flow = client.read_flow(stored.flow_id)
+    limit, strategy = written.pop("concurrency_limit").values()
+    (schedule,) = written.pop("schedules")
+    pool = written.pop("work_pool")
+    (stored_schedule,) = stored.schedules
+    assert flow.name == "personalize_catalog"
+    assert {name: getattr(stored, name) for name in written} == written
+    assert stored.global_concurrency_limit.limit == limit
+    assert stored.concurrency_options.collision_strategy.value == strategy
+    assert stored_schedule.active is schedule.pop("active") is False
+    assert stored_schedule.slug == schedule.pop("slug")
+    assert stored_schedule.schedule.model_dump(exclude_none=True) == schedule | SERVER_DEFAULTS
+    assert stored.work_pool_name == pool.pop("name")
+    assert {name: getattr(stored, name) for name in pool} == pool
+    assert stored.paused is False
+
+
+def test_the_parameters_fit_the_flow_and_exist(written):
+    given = personalize_catalog.validate_parameters(written["parameters"])
+    assert (ROOT / given["inputs"].catalog_uri).is_file()
+    assert given["model"].model == "mini"
+    assert given["sampler"] == embedded()
+
+
+def test_the_form_refuses_what_the_flow_refuses(deployed):
+    with deployed.client() as client:
+        deployment = client.read_deployment_by_name(NAME)
+        parameters = deployment.parameters | {"sampler": {"num_steps": 0}}
+        with pytest.raises(Exception, match="0 is less than the minimum of 1"):
+            client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+
+@pytest.fixture
+def worker(deployed: Server, tmp_path: Path) -> Iterator[None]:
+    """A Prefect worker that runs deployments as processes."""
+    log = (tmp_path / "worker.log").open("wb")
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "ezigen", "--name", tmp_path.name]
+    environment = {**deployed.environment, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+    )
+    yield
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:  # it waits for a run's process that it lost sight of
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    log.close()
+
+
+def test_a_cancelled_run_keeps_what_is_finished(tmp_path, deployed: Server, worker, tiny_model: Path):
+    """What Prefect's pages do on "cancel": a state, then SIGTERM to the run's processes."""
+    output = tmp_path / "out"
+    parameters = {
+        "inputs": {"catalog_uri": str(write_catalog(tmp_path / "shop", 40)), "output_uri": str(output)},
+        "model": {
+            "model": str(tiny_model),
+            "adapter": str(tiny_model / "adapter"),
+            "image_encoder": str(tiny_model / "dinov2"),
+        },
+        "sampler": {"num_steps": 60, "loops": {"stop": "fixed", "num_loops": 3}},
+        "cluster": {"num_workers": 1, "batch_size": 1, "flush_interval_s": 0.5, "grace_period_s": 5},
+    }
+    with deployed.client() as client:
+        deployment = client.read_deployment_by_name(NAME)
+        run_id = client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+
+        def read_state() -> State:
+            return client.read_flow_run(run_id).state
+
+        wait_until(lambda: stored_rows(output) or read_state().is_final(), "first row")
+        assert read_state().is_running(), read_state()
+        client.set_flow_run_state(run_id, Cancelling())
+        wait_until(lambda: not read_state().is_cancelling(), "end")
+        state = read_state()
+    assert state.is_cancelled()
+    assert json.loads((output / "run.json").read_text())["state"] == "stopped"
+    rows = stored_rows(output)
+    assert 0 < len(rows) < 40
+    assert all(row.status == "done" for row in rows)
+    assert (
+        state.message == f"stopped by SIGTERM: {len(rows)} done, 0 failed, {40 - len(rows)} left; run again to continue"
+    )
+
+
+def stored_rows(output: Path) -> list[ResultRow]:
+    return list(RunOutput(str(output)).read_result_rows())
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 240.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.2)

@@ -1,0 +1,170 @@
+import subprocess
+import sys
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+from pydantic import ValidationError
+
+from ezigen.config import CatalogInputs, ConfigurationError, SamplerConfig, embedded, paper, released
+from flows.parameters import build_parameters, describe_invalid
+from flows.personalize_catalog import personalize_catalog
+from flows.run_options import RunOptions
+
+
+def parameters(**groups):
+    base = {"inputs": {"catalog_uri": "c.csv", "output_uri": "out"}, "model": {}, "sampler": {}, "cluster": {}}
+    return build_parameters(**(base | groups))
+
+
+@pytest.mark.parametrize(
+    ("preset", "model", "expected"),
+    [
+        ("auto", "mini", embedded()),
+        ("auto", "sd21", paper()),
+        ("released", "mini", released()),
+        ("paper", "mini", paper()),
+    ],
+)
+def test_preset_fits_the_model_unless_named(preset, model, expected):
+    assert parameters(preset=preset, model={"model": model}).sampler == expected
+
+
+def test_flags_change_a_preset_and_assignments_win():
+    made = parameters(
+        sampler={"num_steps": 7, "mode": None},
+        cluster={"num_workers": 3},
+        assignments=["sampler.loops.max_loops=4", "cluster.num_workers=2", 'inputs.allowed_roots=["/a", "/b"]'],
+    )
+    assert made.sampler == embedded().model_copy(
+        update={"num_steps": 7, "loops": embedded().loops.model_copy(update={"max_loops": 4})}
+    )
+    assert made.cluster.num_workers == 2
+    assert made.inputs.allowed_roots == ["/a", "/b"]
+
+
+def test_an_assigned_model_chooses_the_preset():
+    assert parameters(assignments=["model.model=sd21"]).sampler == paper()
+
+
+def test_a_value_that_is_no_json_is_text():
+    made = parameters(assignments=["sampler.negative_prompt=dark, blur", "sampler.subject_prompt={subject_class}"])
+    assert made.sampler.negative_prompt == "dark, blur"
+    assert made.sampler.subject_prompt == "{subject_class}"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "names"),
+    [
+        ("sampler.loop.max_loops=4", ["sampler", "'loop'", "known fields", "loops"]),
+        ("sampler.num_steps.deep=4", ["sampler.num_steps", "no fields of its own"]),
+        ("engine.speed=4", ["inputs, model, sampler, cluster"]),
+        ("sampler=4", ["GROUP.FIELD=VALUE"]),
+        ("sampler.num_steps", ["GROUP.FIELD=VALUE"]),
+    ],
+)
+def test_a_wrong_assignment_names_what_is_known(assignment, names):
+    with pytest.raises(ConfigurationError) as caught:
+        parameters(assignments=[assignment])
+    assert all(name in str(caught.value) for name in [assignment, *names])
+
+
+def test_an_unknown_preset_names_the_known_ones():
+    with pytest.raises(ConfigurationError, match="auto, paper, released, embedded"):
+        parameters(preset="fast")
+
+
+def test_invalid_values_are_told_one_by_one_with_field_bound_and_value():
+    with pytest.raises(ValidationError) as caught:
+        parameters(sampler={"num_steps": 0, "mode": "fast"})
+    lines = describe_invalid(caught.value)
+    assert len(lines) == 2
+    assert any("sampler.num_steps" in line and "greater than or equal to 1" in line and "0" in line for line in lines)
+    assert any("sampler.mode" in line and "'iterative'" in line and "'fast'" in line for line in lines)
+
+
+def test_contradictions_name_their_group():
+    with pytest.raises(ValidationError) as caught:
+        parameters(assignments=["sampler.loops.min_loops=9"])
+    assert describe_invalid(caught.value) == ["sampler.loops: loops.min_loops (9) must not exceed loops.max_loops (6)"]
+
+
+def test_options_that_are_not_given_leave_the_defaults():
+    made = RunOptions(catalog="c.csv", output="out").parameters()
+    assert made.inputs == CatalogInputs(catalog_uri="c.csv", output_uri="out")
+    assert made.sampler == embedded()
+
+
+def test_every_option_reaches_its_field():
+    made = RunOptions(
+        catalog="c.csv",
+        output="out",
+        model="sd21",
+        adapter="ckpt",
+        image_encoder="dino",
+        device="cpu",
+        dtype="fp32",
+        mode="decoupled",
+        steps=9,
+        guidance=2.0,
+        solver="ddpm",
+        address="head:6379",
+        workers=3,
+        batch_size=2,
+        accelerator="cpu",
+        allow_root=["/pictures"],
+        retry_failed=True,
+        limit=5,
+        max_failed_share=0.5,
+        wait=True,
+        storage_block="shop",
+    ).parameters()
+    assert made.model.model_dump().values() == {"sd21", "ckpt", "dino", "cpu", "fp32"} or made.model.adapter == "ckpt"
+    assert (made.model.model, made.model.image_encoder, made.model.dtype) == ("sd21", "dino", "fp32")
+    assert (made.sampler.mode, made.sampler.num_steps, made.sampler.guidance_scale, made.sampler.solver) == (
+        "decoupled",
+        9,
+        2.0,
+        "ddpm",
+    )
+    assert (made.cluster.address, made.cluster.num_workers, made.cluster.batch_size, made.cluster.accelerator) == (
+        "head:6379",
+        3,
+        2,
+        "cpu",
+    )
+    assert made.inputs.model_dump(
+        include={"allowed_roots", "retry_failed", "limit", "max_failed_share", "if_busy"}
+    ) == {
+        "allowed_roots": ["/pictures"],
+        "retry_failed": True,
+        "limit": 5,
+        "max_failed_share": 0.5,
+        "if_busy": "wait",
+    }
+    assert made.inputs.storage_block == "shop"
+
+
+def test_the_form_has_order_bounds_choices_and_descriptions():
+    schema = parameter_schema(personalize_catalog).model_dump()
+    groups = sorted(schema["properties"], key=lambda name: schema["properties"][name]["position"])
+    assert groups == ["inputs", "model", "sampler", "cluster"]
+    assert schema["required"] == ["inputs"]
+    for definition in schema["definitions"].values():
+        fields = definition["properties"]
+        assert [field["position"] for field in fields.values()] == list(range(len(fields)))
+        assert all(field.get("description") for field in fields.values())
+        assert definition["additionalProperties"] is False
+    sampler = schema["definitions"]["SamplerConfig"]["properties"]
+    assert (sampler["num_steps"]["minimum"], sampler["num_steps"]["maximum"]) == (1, 1000)
+    assert sampler["mode"]["enum"] == ["text_only", "full_injection", "decoupled", "iterative"]
+    assert schema["properties"]["sampler"]["default"] == embedded().model_dump()
+    assert next(iter(SamplerConfig.model_fields)) == "mode"
+
+
+def test_the_command_line_and_plans_load_no_heavy_package():
+    code = (
+        "import sys, flows.command_line, flows.planning, tasks.catalog.plan; "
+        "print([name for name in ('torch', 'diffusers', 'prefect', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
