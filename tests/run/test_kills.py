@@ -62,15 +62,17 @@ class Driver:
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:
-    """Workers, raylet and head die with their driver; Ray's agents may first spend half a minute on a farewell."""
+    """Workers, raylet and head die with their driver; Ray's agents may first spend a minute on a farewell."""
     names = {process.pid: name_of(process) for process in processes}
-    agents = {pid for pid, name in names.items() if name.endswith("Agent")}
+    agents = {pid for pid, name in names.items() if name.endswith(("Agent", "/agent.py", "/agent/main.py"))}
     wait_until(lambda: not [pid for pid in names.keys() - agents if is_alive(pid)], 30, f"the end of {names}")
 
 
 def name_of(process: psutil.Process) -> str:
+    """Its title or, as long as a young process has given itself none, the script that Python runs."""
     try:
-        return process.cmdline()[0]
+        command = process.cmdline()
+        return next((part for part in command if part.endswith(".py")), command[0])
     except (psutil.NoSuchProcess, IndexError):
         return process.name() if is_alive(process.pid) else "gone"
 
@@ -124,7 +126,7 @@ def test_whatever_is_killed_the_same_command_does_what_is_missing(tmp_path):
     assert outcome["state"] == "finished"
     assert outcome["done"] == computed.total() == NUM_ITEMS - len(known.done)
     assert_complete(output, NUM_ITEMS)
-    wait_until(lambda: not [process for process in ever if is_alive(process.pid)], 60, "the end of every process")
+    wait_until(lambda: not [process for process in ever if is_alive(process.pid)], 120, "the end of every process")
 
 
 def kill_driver(driver: Driver) -> list[psutil.Process]:
