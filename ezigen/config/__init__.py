@@ -6,20 +6,31 @@ milliseconds instead of seconds.
 
 from ezigen.config.catalog import CatalogInputs, ClusterConfig
 from ezigen.config.errors import ConfigurationError, ErrorCode, ItemError
-from ezigen.config.model import ModelConfig
+from ezigen.config.features import FeatureConfig, FeatureInputs
+from ezigen.config.model import ModelConfig, StackConfig
+from ezigen.config.pairs import CocoSelection, PairConfig, PairInputs, VideoSelection
 from ezigen.config.presets import PRESETS, embedded, paper, released
+from ezigen.config.ray import RayConfig
 from ezigen.config.sampler import LoopConfig, SamplerConfig
 
 __all__ = [
     "PRESETS",
     "CatalogInputs",
     "ClusterConfig",
+    "CocoSelection",
     "ConfigurationError",
     "ErrorCode",
+    "FeatureConfig",
+    "FeatureInputs",
     "ItemError",
     "LoopConfig",
     "ModelConfig",
+    "PairConfig",
+    "PairInputs",
+    "RayConfig",
     "SamplerConfig",
+    "StackConfig",
+    "VideoSelection",
     "embedded",
     "paper",
     "released",

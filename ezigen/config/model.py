@@ -7,8 +7,8 @@ from pydantic import Field
 from ezigen.config.base import Config
 
 
-class ModelConfig(Config):
-    """A Stable Diffusion stack, its adapter and the device they run on."""
+class StackConfig(Config):
+    """A frozen Stable Diffusion stack and the device it runs on."""
 
     model: str = Field(
         default="mini",
@@ -16,6 +16,17 @@ class ModelConfig(Config):
         description='The Stable Diffusion stack: "mini" (shipped with the package), a folder in diffusers '
         "format, or a hub id.",
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the networks run; auto takes a GPU if there is one."
+    )
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="Precision of the networks; auto is fp32 on a CPU and bf16 on a GPU."
+    )
+
+
+class ModelConfig(StackConfig):
+    """A Stable Diffusion stack, its adapter and the device they run on."""
+
     adapter: str = Field(
         default="auto",
         min_length=1,
@@ -28,10 +39,4 @@ class ModelConfig(Config):
         min_length=1,
         description='The DINOv2 that decides when loops stop: "auto" (the shipped one for "mini", '
         "facebook/dinov2-base otherwise), a folder or a hub id.",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where the networks run; auto takes a GPU if there is one."
-    )
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="Precision of the networks; auto is fp32 on a CPU and bf16 on a GPU."
     )

@@ -1,6 +1,7 @@
 """Everything stored: where it lies, how it is written so that nobody sees half of it, and how it is read back."""
 
 from tasks.storage.compaction import CompactionSummary, compact_results, remove_leftovers
+from tasks.storage.folder import OutputFolder
 from tasks.storage.lease import Lease, LeaseHeld, LeaseLost
 from tasks.storage.ledger import LedgerCounts, ResultsLedger
 from tasks.storage.locations import Location, Locations, locate
@@ -16,6 +17,7 @@ __all__ = [
     "LedgerCounts",
     "Location",
     "Locations",
+    "OutputFolder",
     "ResultsLedger",
     "RunOutput",
     "RunRecord",

@@ -8,10 +8,10 @@ from typing import Self
 
 from ezigen.config import ConfigurationError
 from tasks.storage.filesystems import describe_error
+from tasks.storage.folder import OutputFolder
 from tasks.storage.holder import Holder
 from tasks.storage.lease_stores import LeaseStore, open_lease_store
 from tasks.storage.locations import Location
-from tasks.storage.output import RunOutput
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Lease:
 
     def __init__(
         self,
-        output: RunOutput,
+        output: OutputFolder,
         owner: str,
         ttl_s: float = 60.0,
         *,

@@ -4,19 +4,14 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ezigen.config import ConfigurationError
 from tasks.catalog.results import ResultRow, from_batch, to_batch
-from tasks.storage.filesystems import describe_error, with_retries
-from tasks.storage.locations import Location, Locations, locate
-from tasks.storage.run_record import RunRecord
+from tasks.storage.folder import OutputFolder
 from tasks.storage.shards import Shard, list_shards, read_shards
-from tasks.storage.writing import write_atomic
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 ROW_GROUP_BYTES = 32 * 2**20
@@ -32,33 +27,11 @@ class StoredImage:
     num_bytes: int
 
 
-class RunOutput:
-    """Where one catalog's results live. Small and picklable: every process opens its own filesystem.
+class RunOutput(OutputFolder):
+    """Where one catalog's results live.
 
     run.json, images/<2 hex>/<item_key>.png, results/<run>-<shard>.parquet (written after its images), report.html.
     """
-
-    def __init__(self, root_uri: str, locations: Locations | None = None) -> None:
-        self._locations = locations or Locations()
-        self.root: Location = locate(root_uri)
-
-    @property
-    def root_uri(self) -> str:
-        """The folder as people write it."""
-        return self.root.uri
-
-    @property
-    def filesystem(self) -> Any:
-        """The filesystem, built in this process."""
-        return self._locations.filesystem(self.root)
-
-    def path(self, relative: str) -> str:
-        """The filesystem's path of something inside the output."""
-        return f"{self.root.path}/{relative}"
-
-    def uri(self, relative: str) -> str:
-        """The location of something inside the output, for people and links."""
-        return Location(self.root.scheme, self.path(relative)).uri
 
     def image_path(self, item_key: str) -> str:
         """Where an item's image lies, relative to the output. Made from the key alone, never from an id."""
@@ -70,16 +43,6 @@ class RunOutput:
     def report_path(self) -> str:
         """Where the report lies, relative to the output."""
         return "report.html"
-
-    def read(self, relative: str) -> bytes:
-        """The bytes of something inside the output. Raises FileNotFoundError."""
-        filesystem, path = self.filesystem, self.path(relative)
-        return bytes(with_retries(lambda: filesystem.cat_file(path), f"reading {self.uri(relative)}"))
-
-    def write(self, relative: str, data: bytes) -> str:
-        """Stores something inside the output atomically and returns its location."""
-        write_atomic(self.filesystem, self.path(relative), data)
-        return self.uri(relative)
 
     def write_image(self, item_key: str, png: bytes) -> StoredImage:
         """Stores an item's image atomically; storing it again replaces it."""
@@ -125,22 +88,6 @@ class RunOutput:
         """Every stored attempt as a ResultRow."""
         for batch in self.read_results():
             yield from from_batch(batch)
-
-    def write_run(self, record: RunRecord) -> str:
-        """Stores run.json."""
-        return self.write("run.json", record.to_json())
-
-    def read_run(self) -> RunRecord | None:
-        """run.json, or None if there was no run yet. Raises ConfigurationError if it cannot be understood."""
-        try:
-            return RunRecord.from_json(self.read("run.json"))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(
-                f"{self.uri('run.json')} cannot be read ({describe_error(error)}); "
-                "rename it, and the run will write a new one."
-            ) from error
 
 
 def _to_parquet(table: pa.Table) -> bytes:

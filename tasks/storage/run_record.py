@@ -32,9 +32,12 @@ class RunRecord:
     state: RunState
     started_at: str
     finished_at: str | None = None
+    flow: str = "personalize_catalog"
     inputs: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     sampler: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What build_pairs and precompute_features were asked to make."""
     cluster: Mapping[str, Any] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
