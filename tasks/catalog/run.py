@@ -91,7 +91,7 @@ class _Execution:
         self.run = run
         self.record = _new_record(run).after(previous)
         self.started = time.monotonic()
-        self.leaves_leftovers = previous is not None and previous.state == "running"
+        self.leaves_leftovers = previous is not None and previous.state != "finished"
         self.meter = ProgressMeter(_num_items(run.plan), run.on_progress)
         self.measurements = Measurements()
         self.workers: WorkerPlan | None = None
