@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ezigen.config import ClusterConfig, ConfigurationError
+from ezigen.config import RayConfig, ConfigurationError
 from tasks.cluster.environment import private_ray_variables, worker_variables
 from tasks.cluster.placement import NodeResources
 
@@ -52,7 +52,7 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def connect(config: ClusterConfig) -> Iterator[Cluster]:
+def connect(config: RayConfig) -> Iterator[Cluster]:
     """Ray at `config.address` until the block ends: "local" starts one that dies with this process, HOST:PORT joins.
 
     Nothing is ever guessed: neither a cluster that happens to run nor a variable decides. SIGTERM's handler is left
@@ -77,7 +77,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def _join(config: ClusterConfig) -> Iterator[Cluster]:
+def _join(config: RayConfig) -> Iterator[Cluster]:
     import ray
 
     address = config.address
@@ -99,7 +99,7 @@ def _join(config: ClusterConfig) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def _start_local(config: ClusterConfig) -> None:
+def _start_local(config: RayConfig) -> None:
     """Ray gives its own helpers 15 s to come up and dies otherwise, which a busy machine may need more than once."""
     import ray
 
@@ -122,7 +122,7 @@ def _start_local(config: ClusterConfig) -> None:
             return
 
 
-def _init_options(config: ClusterConfig) -> dict[str, Any]:
+def _init_options(config: RayConfig) -> dict[str, Any]:
     num_threads = max(1, int(config.cpus_per_worker))
     return {
         "log_to_driver": False,
@@ -131,7 +131,7 @@ def _init_options(config: ClusterConfig) -> dict[str, Any]:
     }
 
 
-def _local_cores(config: ClusterConfig) -> int:
+def _local_cores(config: RayConfig) -> int:
     """A named number of workers is placed even if it is more than the machine has cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(cores, math.ceil(config.num_workers * config.cpus_per_worker))

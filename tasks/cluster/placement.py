@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ezigen.config import ClusterConfig, ConfigurationError
+from ezigen.config import RayConfig, ConfigurationError
 
 NodeResources = Mapping[str, float]
 """What Ray says about one node: "CPU", "GPU", "memory" (bytes)."""
@@ -27,7 +27,7 @@ class WorkerPlan:
         return max(1, int(self.num_cpus))
 
 
-def plan_workers(config: ClusterConfig, nodes: Sequence[NodeResources], worker_memory_bytes: int = 0) -> WorkerPlan:
+def plan_workers(config: RayConfig, nodes: Sequence[NodeResources], worker_memory_bytes: int = 0) -> WorkerPlan:
     """The workers of a run on these nodes.
 
     A number that the configuration names is taken as it is when a cluster is joined, because more nodes may come.
@@ -48,7 +48,7 @@ def plan_workers(config: ClusterConfig, nodes: Sequence[NodeResources], worker_m
     return replace(plan, count=places)
 
 
-def _choose_device(config: ClusterConfig, nodes: Sequence[NodeResources]) -> Literal["cpu", "cuda"]:
+def _choose_device(config: RayConfig, nodes: Sequence[NodeResources]) -> Literal["cpu", "cuda"]:
     if config.accelerator == "cpu":
         return "cpu"
     has_gpus = any(node.get("GPU", 0) > 0 for node in nodes)
@@ -86,7 +86,7 @@ def _too_many(places: int, plan: WorkerPlan) -> str:
     )
 
 
-def _no_place(config: ClusterConfig, nodes: Sequence[NodeResources], plan: WorkerPlan) -> str:
+def _no_place(config: RayConfig, nodes: Sequence[NodeResources], plan: WorkerPlan) -> str:
     largest = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in ("CPU", "GPU")}
     return (
         f"no node of Ray at {config.address!r} has place for a worker of {plan.num_cpus:g} cores and "
