@@ -1,7 +1,9 @@
 """A catalog run on a real Ray, with light workers: rows, images, refusals, failures, stopping, running again."""
 
+import dataclasses
 import json
 import logging
+import os
 import threading
 
 import pytest
@@ -141,6 +143,19 @@ def test_too_many_failures_are_raised_after_everything_else_is_done(tmp_path):
     record = run_record(tmp_path)
     assert record["state"] == "failed"
     assert "3 of 6" in record["message"]
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "stopped"])
+def test_what_an_unfinished_run_left_half_written_is_removed(tmp_path, state):
+    catalog = write_catalog(tmp_path, 4)
+    run(inputs(tmp_path, catalog, limit=2), cluster=cluster())
+    output = RunOutput(str(tmp_path / "out"))
+    output.write_run(dataclasses.replace(output.read_run(), state=state))
+    half = next((tmp_path / "out" / "images").iterdir()) / ".partial-0123"
+    half.write_bytes(b"half a picture")
+    os.utime(half, (0, 0))
+    run(inputs(tmp_path, catalog), cluster=cluster())
+    assert_complete(tmp_path / "out", 4)
 
 
 def test_stopping_keeps_what_is_finished_and_the_next_run_does_the_rest(tmp_path):
