@@ -45,6 +45,8 @@ PRODUCTS = (
     "rocket",
 )
 SIDE_PX, BATCH, NUM_LOOPS, RESAMPLES = 64, 16, 5, 2000
+SUBJECT_TIMESTEPS = (100, 300, 500, 800)
+"""Of the paper's Table 4, beside 1, which full injection uses anyway."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,19 @@ def run_modes(cases: Sequence[Case], model: ModelConfig, sampler: SamplerConfig)
         if mode == "iterative":
             images["decoupled"] = [pictures[0] for pictures in made]
             images |= {f"loop {n}": [pictures[n] for pictures in made] for n in range(1, NUM_LOOPS + 1)}
+    return images
+
+
+def sweep_subject_timesteps(
+    cases: Sequence[Case], model: ModelConfig, sampler: SamplerConfig
+) -> dict[str, list[Image.Image]]:
+    """Images of full injection with the subject encoded at noisier timesteps (paper, Table 4)."""
+    images = {}
+    for t_sub in SUBJECT_TIMESTEPS:
+        generator = load_generator(model, sampler.model_copy(update={"mode": "full_injection", "t_sub": t_sub}))
+        name = f"t_sub {t_sub}"
+        made = generate_all(generator, cases, lambda text, name=name: print(f"{name}: {text}", flush=True))  # type: ignore[misc]
+        images[name] = [pictures[-1] for pictures in made]
     return images
 
 
@@ -230,6 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--split", type=float, default=0.7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--t-sub-sweep", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--judge", type=Path, default=weights_folder() / "judge" / "judge.safetensors")
     parser.add_argument("--figures", type=Path, default=Path("docs/mini-figures.json"))
     parser.add_argument("--sheet", type=Path, default=Path("docs/images/mini-modes.webp"))
@@ -242,7 +258,10 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     model = ModelConfig(model=args.model, adapter=args.adapter)
     cases = make_cases(PRODUCTS[: args.products], SCENE_NAMES, args.seeds)
-    images = run_modes(cases, model, base_sampler(args.steps, args.guidance, args.split))
+    sampler = base_sampler(args.steps, args.guidance, args.split)
+    images = run_modes(cases, model, sampler)
+    if args.t_sub_sweep:
+        images |= sweep_subject_timesteps(cases, model, sampler)
     outcomes = measure(Bench(args.judge), load_scorer(ModelConfig(model=args.model)), cases, images)
     table = summarize(outcomes)
     print(to_markdown(table))
