@@ -1,6 +1,18 @@
 """What a model's features look like and cost, from its configuration files alone."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ezigen.config import ConfigurationError
+from ezigen.models.blocks import transformer_blocks
+from ezigen.models.location import check_stack_folder, resolve_folder
+from ezigen.subject import record_norms
 
 
 @dataclass(frozen=True)
@@ -47,4 +59,56 @@ class ModelShape:
 
         Raises ConfigurationError like `load_stack`.
         """
-        raise NotImplementedError
+        folder = resolve_folder(model)
+        check_stack_folder(model, folder)
+        try:
+            with torch.device("meta"):
+                return _measure(folder)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            # As in `load_stack`: the libraries report a configuration that makes no network in all of these ways.
+            raise ConfigurationError(f"model {model}: {folder} describes no usable model: {error}") from error
+
+
+def _measure(folder: Path) -> ModelShape:
+    """Runs the networks without numbers: on the meta device only shapes and operations exist."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet = UNet2DConditionModel.from_config(_read_config(folder / "unet"))
+    vae = AutoencoderKL.from_config(_read_config(folder / "vae"))
+    text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder", local_files_only=True))
+    side = int(unet.config.sample_size)
+    size_px = side * 2 ** (len(vae.config.block_out_channels) - 1)
+    latent_shape = (int(unet.config.in_channels), side, side)
+    text_shape = (_text_length(folder, text_encoder), int(text_encoder.config.hidden_size))
+    with record_norms(unet) as tokens:
+        unet_flop = _count_flop(
+            unet, torch.empty(1, *latent_shape), torch.ones(1), encoder_hidden_states=torch.empty(1, *text_shape)
+        )
+    cost = EncodingCost(
+        vae_flop=_count_flop(vae.encode, torch.empty(1, 3, size_px, size_px)),
+        unet_flop=unet_flop,
+        text_flop=_count_flop(text_encoder, torch.ones(1, text_shape[0], dtype=torch.long)),
+    )
+    blocks = tuple(BlockLayout(name, *tokens[name].shape[1:]) for name in transformer_blocks(unet))
+    return ModelShape(size_px, latent_shape, text_shape, blocks, cost)
+
+
+def _count_flop(network: Callable[..., Any], *inputs: torch.Tensor, **named: torch.Tensor) -> float:
+    # On the meta device the counter sees attention too; on the CPU it counts zero for it.
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs, **named)
+    return float(counter.get_total_flops())
+
+
+def _text_length(folder: Path, text_encoder: Any) -> int:
+    """Tokens of a text, as `encode_prompts` pads it."""
+    longest = int(text_encoder.config.max_position_embeddings)
+    return min(
+        int(json.loads((folder / "tokenizer" / "tokenizer_config.json").read_bytes())["model_max_length"]), longest
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    return content

@@ -2,14 +2,51 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import xxhash
 from torch import Tensor
 
+from ezigen.config import ConfigurationError
 from ezigen.subject import SubjectFeatures
+from tasks.features.foreground import finest_side, kept_tokens, unpack_cells
 from tasks.features.identity import FeatureIdentity
+from tasks.features.index import TableIndex
+from tasks.features.manifest import INDEX_PATH, STORE_PATH, find_damage, read_manifest, read_store
+from tasks.features.packing import PackedFeatures
+from tasks.features.row_reader import RawColumn, RowReader, damaged
+from tasks.features.schema import (
+    DTYPES,
+    EMBEDDING_DTYPE,
+    EMBEDDINGS,
+    IDENTITY_KEY,
+    LATENT,
+    LATENT_DTYPE,
+    LATENTS,
+    MASK,
+    MEAN,
+    SAMPLES,
+    SCALE_DTYPE,
+    SCALE_SUFFIX,
+    SUBJECT_CLASS,
+    SUBJECTS,
+    TEXT,
+    TEXTS,
+    TOKEN_IDS,
+    VARIANCE,
+    VARIANCE_DTYPE,
+    table_schema,
+)
+from tasks.features.writer import ShardFiles
+from tasks.storage.folder import OutputFolder
 from tasks.storage.locations import Locations
+from tasks.storage.stored_file import StoredFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +58,13 @@ class SubjectBatch:
 
     ids: tuple[str, ...]
     subject_classes: tuple[str, ...]
-    features: SubjectFeatures
+    packed: PackedFeatures
     kept: dict[str, Tensor] | None = None
+
+    @cached_property
+    def features(self) -> SubjectFeatures:
+        """The features in the stored precision, views of what was read; fp16 for fp8."""
+        return self.packed.unpack()
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +85,21 @@ class StoredText:
 
 
 class FeatureStore:
-    """A finished feature store, read only. Small and picklable: indexes are loaded where they are used."""
+    """A finished feature store, read only. Small and picklable: every process loads the index when it needs it."""
 
-    identity: FeatureIdentity
+    def __init__(
+        self,
+        output: OutputFolder,
+        identity: FeatureIdentity,
+        shards: Sequence[ShardFiles],
+        index: StoredFile,
+        *,
+        check: bool | None = None,
+    ) -> None:
+        self.output, self.identity = output, identity
+        self.shards: tuple[ShardFiles, ...] = tuple(shards)
+        self.index_file, self._check = index, check
+        self._tables: dict[str, tuple[TableIndex, RowReader]] = {}
 
     @classmethod
     def open(
@@ -54,33 +108,55 @@ class FeatureStore:
         locations: Locations | None = None,
         *,
         expect: FeatureIdentity | Mapping[str, Any] | None = None,
+        check: bool | None = None,
     ) -> "FeatureStore":
         """The store at a location.
 
-        expect: the identity, or some of its fields (model_fingerprint=..., t_sub=...), that it must have.
+        expect: the identity, or some of its fields (model_fingerprint, t_sub, size_px, ...), that it must have.
+        check: compare checksums on every read; None does so for what comes over a network.
         Raises ConfigurationError for one that differs, that is unfinished, or that is no feature store.
         """
-        raise NotImplementedError
+        output = OutputFolder(uri, locations)
+        identity = read_store(output)
+        if identity is None:
+            raise ConfigurationError(
+                f"{output.root_uri} is no feature store: {STORE_PATH} is missing; give the folder that "
+                "precompute_features wrote."
+            )
+        identity.check(expect or {}, f"the feature store {output.root_uri}")
+        manifest = read_manifest(output)
+        if manifest is None:
+            raise ConfigurationError(
+                f"the feature store {output.root_uri} is not finished; run precompute_features again, it continues."
+            )
+        identity.check(manifest[0], f"{output.uri(STORE_PATH)}")
+        return cls(output, identity, manifest[1], manifest[2], check=check)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tables": {}}
 
     def __len__(self) -> int:
         """Number of subjects."""
-        raise NotImplementedError
+        return len(self._table(SUBJECTS)[0])
 
     def subject_ids(self) -> list[str]:
         """Every subject, by id."""
-        raise NotImplementedError
+        return self._table(SUBJECTS)[0].ids()
 
     def read_subject(self, subject_id: str) -> SubjectFeatures:
         """One subject's features, batch size 1. Raises KeyError for an unknown id, ConfigurationError for damage."""
-        raise NotImplementedError
+        return self.read_subjects([subject_id]).features
 
     def read_subjects(self, subject_ids: Sequence[str]) -> SubjectBatch:
         """Several subjects in this order; with foreground tokens, shorter ones are padded and masked."""
-        raise NotImplementedError
+        return self._read_batch(self._find(SUBJECTS, subject_ids), [block.name for block in self.identity.blocks])
 
     def read_subject_latent(self, subject_id: str) -> Tensor:
-        """One subject's latent (c, h, w) fp32 of a store with policy latents."""
-        raise NotImplementedError
+        """One subject's latent (c, h, w) in fp32, of a store with policy latents."""
+        if self.identity.policy != "latents":
+            raise ConfigurationError(f"the feature store {self.output.root_uri} holds features, not subject latents.")
+        column = self._read(SUBJECTS, [subject_id], [LATENT])[LATENT]
+        return column.as_tensor(DTYPES[LATENT_DTYPE], self.identity.latent_shape)[0].float()
 
     def iterate(
         self,
@@ -89,21 +165,126 @@ class FeatureStore:
         blocks: Sequence[str] | None = None,
         batch_size: int = 8,
     ) -> Iterator[SubjectBatch]:
-        """Subjects in stored order, of some shards or all, optionally only some blocks."""
-        raise NotImplementedError
+        """Subjects in stored order, of some shards or all, optionally only some blocks; a batch has one shard's."""
+        wanted = [block.name for block in self.identity.blocks if blocks is None or block.name in blocks]
+        missing = set(blocks or ()) - set(wanted)
+        if missing:
+            raise KeyError(
+                f"the store has no block {min(missing)}; it has {', '.join(b.name for b in self.identity.blocks)}"
+            )
+        for shard in self._shard_names(shards):
+            positions = self._table(SUBJECTS)[0].stored_order(shard)
+            for start in range(0, len(positions), batch_size):
+                yield self._read_batch(positions[start : start + batch_size], wanted)
 
     def read_target(self, picture_id: str) -> TargetLatent:
         """One target's posterior. Raises like `read_subject`."""
-        raise NotImplementedError
+        columns = self._read(LATENTS, [picture_id], [MEAN, VARIANCE])
+        shape = self.identity.latent_shape
+        mean = columns[MEAN].as_tensor(DTYPES[LATENT_DTYPE], shape)[0].float()
+        return TargetLatent(mean, columns[VARIANCE].as_tensor(DTYPES[VARIANCE_DTYPE], shape)[0].float())
 
     def read_text(self, text_id: str) -> StoredText:
         """One text. Raises like `read_subject`."""
-        raise NotImplementedError
+        stored = [TEXT, TOKEN_IDS, *([EMBEDDINGS] if self.identity.text_embeddings else [])]
+        columns = self._read(TEXTS, [text_id], stored)
+        token_ids = columns[TOKEN_IDS].as_tensor(torch.int32, (-1,))[0].long()
+        embeddings = None
+        if EMBEDDINGS in columns:
+            embeddings = columns[EMBEDDINGS].as_tensor(DTYPES[EMBEDDING_DTYPE], self.identity.text_shape)[0]
+        return StoredText(columns[TEXT].as_texts()[0], token_ids, embeddings)
 
     def samples(self, shards: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of samples/: pair_id, subject_id, target_id, text_id, and what else was stored with them."""
-        raise NotImplementedError
+        for shard in self._shard_names(shards):
+            yield from self._read_table(f"{SAMPLES}/{shard}.parquet").to_batches()
 
     def verify(self) -> list[str]:
         """Names of the shards with an object that is missing or whose bytes are not those that were written."""
-        raise NotImplementedError
+        return [shard.name for shard in self.shards if find_damage(self.output, shard) is not None]
+
+    def _read(self, table: str, ids: Sequence[str], columns: Sequence[str]) -> dict[str, RawColumn]:
+        return self._read_columns(table, self._find(table, ids), columns)
+
+    def _read_columns(
+        self, table: str, positions: npt.NDArray[np.int64], columns: Sequence[str]
+    ) -> dict[str, RawColumn]:
+        index, reader = self._table(table)
+        return reader.read([index.place(position) for position in positions], columns)
+
+    def _find(self, table: str, ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        index, _ = self._table(table)
+        positions = index.find(ids)
+        if (positions < 0).any():
+            unknown = ids[int(np.flatnonzero(positions < 0)[0])]
+            raise KeyError(f"{unknown!r} is not among the {len(index):,} {table} of {self.output.root_uri}")
+        return positions
+
+    def _read_batch(self, positions: npt.NDArray[np.int64], blocks: Sequence[str]) -> SubjectBatch:
+        if self.identity.policy == "latents":
+            raise ConfigurationError(
+                f"the feature store {self.output.root_uri} holds subject latents, no features; compute them from the "
+                "latents, or write a store with policy features."
+            )
+        scaled = self.identity.dtype == "fp8"
+        foreground = self.identity.tokens == "foreground"
+        columns = [SUBJECT_CLASS, *([MASK] if foreground else [])]
+        columns += [name for block in blocks for name in ([block + SCALE_SUFFIX, block] if scaled else [block])]
+        read = self._read_columns(SUBJECTS, positions, columns)
+        channels = {block.name: block.num_channels for block in self.identity.blocks}
+        dtype = DTYPES[self.identity.dtype]
+        values = {block: read[block].as_tensor(dtype, (-1, channels[block])) for block in blocks}
+        scales = {b: read[b + SCALE_SUFFIX].as_tensor(DTYPES[SCALE_DTYPE], (-1,)) for b in blocks} if scaled else None
+        kept = self._kept(read[MASK], blocks) if foreground else None
+        ids = tuple(self._table(SUBJECTS)[0].ids(positions))
+        packed = PackedFeatures(values, scales, None if kept is None else _padding_mask(values, kept))
+        return SubjectBatch(ids, tuple(read[SUBJECT_CLASS].as_texts()), packed, kept)
+
+    def _kept(self, masks: RawColumn, blocks: Sequence[str]) -> dict[str, Tensor]:
+        layouts = [block for block in self.identity.blocks if block.name in blocks]
+        side = finest_side(self.identity.blocks)
+        kept = [kept_tokens(unpack_cells(mask.data, side), layouts) for mask in masks.data.numpy()]
+        return {name: torch.stack([one[name] for one in kept]) for name in blocks}
+
+    def _shard_names(self, shards: Sequence[str] | None) -> list[str]:
+        known = [shard.name for shard in self.shards]
+        unknown = set(shards or ()) - set(known)
+        if unknown:
+            raise KeyError(f"shard {min(unknown)!r} is not among the {len(known):,} of {self.output.root_uri}")
+        return known if shards is None else list(shards)
+
+    def _table(self, table: str) -> tuple[TableIndex, RowReader]:
+        """The index and the reader of a table, loaded on first use."""
+        if table not in self._tables:
+            rows = self._read_table(INDEX_PATH, self.index_file.xxh3, [("table", "=", table)])
+            sizes = {
+                s.name: file.num_bytes for s in self.shards for file in s.files if file.path.startswith(f"{table}/")
+            }
+            columns = table_schema(table, self.identity).names
+            reader = RowReader(self.output, table, columns, sizes, check=self._check)
+            self._tables[table] = (TableIndex(rows), reader)
+        return self._tables[table]
+
+    def _read_table(self, relative: str, xxh3: str | None = None, filters: Any = None) -> pa.Table:
+        """One of the small tables, which must be of this store."""
+        try:
+            data = self.output.read(relative)
+            if xxh3 is not None and xxhash.xxh3_128_hexdigest(data) != xxh3:
+                raise damaged(self.output, relative, "its checksum differs from the one in manifest.json")
+            table = pq.read_table(pa.BufferReader(data), filters=filters, page_checksum_verification=True)
+        except FileNotFoundError as error:
+            raise damaged(self.output, relative, "it is missing") from error
+        except pa.ArrowException as error:
+            raise damaged(self.output, relative, str(error)) from error
+        if (table.schema.metadata or {}).get(IDENTITY_KEY) != self.identity.digest().encode():
+            raise damaged(self.output, relative, "it belongs to a store of another identity")
+        return table
+
+
+def _padding_mask(values: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Which of the stored tokens (B, longest) of each block exist; None if all do."""
+    masks = {}
+    for name, tokens in values.items():
+        counts = kept[name].sum(dim=1)
+        masks[name] = torch.arange(tokens.shape[1]) < counts[:, None]
+    return None if all(mask.all() for mask in masks.values()) else masks

@@ -1,13 +1,38 @@
 """Writing one shard of a feature store, a subject at a time."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import xxhash
 from torch import Tensor
 
 from ezigen.subject import SubjectFeatures
+from tasks.features.foreground import finest_side, kept_tokens, pack_cells, touched_cells
 from tasks.features.identity import FeatureIdentity
+from tasks.features.index import INDEX_SCHEMA, is_id
+from tasks.features.packing import PackedFeatures
+from tasks.features.schema import (
+    DTYPES,
+    EMBEDDING_DTYPE,
+    FILES_KEY,
+    INDEX,
+    LATENT_DTYPE,
+    LATENTS,
+    SAMPLE_COLUMNS,
+    SAMPLES,
+    SUBJECTS,
+    TABLES,
+    TEXTS,
+    VARIANCE_DTYPE,
+    file_metadata,
+)
+from tasks.features.table_writer import TableWriter, Value
+from tasks.storage.filesystems import with_retries
 from tasks.storage.folder import OutputFolder
 from tasks.storage.stored_file import StoredFile
 
@@ -22,20 +47,28 @@ class ShardFiles:
 
 
 class FeatureShardWriter:
-    """Writes one shard; memory stays at one subject (or one row group), whatever the shard's size.
+    """Writes one shard; memory stays at one batch (or one row group), whatever the shard's size.
 
     Rows go to local temporary files; `close` stores them whole, samples/<shard>.parquet last. A writer that is left
     by an exception (`with`) or never closed stores nothing. Ids must be 32 hex digits, each once per table.
     """
 
     def __init__(self, output: OutputFolder, identity: FeatureIdentity, shard: str, *, row_group_mib: int = 0) -> None:
-        raise NotImplementedError
+        self._output, self._identity, self._shard = output, identity, shard
+        self._side = finest_side(identity.blocks) if identity.tokens == "foreground" else 0
+        self._seen: set[tuple[str, str]] = set()
+        self._tables: dict[str, TableWriter] = {}
+        for table in TABLES:
+            gathered = row_group_mib * 2**20 if table == SUBJECTS else 0
+            self._tables[table] = TableWriter(output, identity, table, shard, row_group_bytes=gathered)
 
     def __enter__(self) -> "FeatureShardWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Removes the temporary files."""
+        """Removes the temporary files of a shard that was not closed."""
+        for table in self._tables.values():
+            table.discard()
 
     def add_subjects(
         self,
@@ -48,12 +81,24 @@ class FeatureShardWriter:
 
         masks: per subject None or (H, W), non-zero = subject, any size of the square picture; used for tokens =
         foreground. A subject without a mask, or with an empty one, keeps all its tokens.
+        Raises ValueError for values that are not finite, and for shapes other than the identity's.
         """
-        raise NotImplementedError
+        self._require_policy("features")
+        self._check_layout(features, len(ids))
+        packed = PackedFeatures.of(features, self._identity.dtype)
+        packed.check_finite(tuple(ids))
+        packed = packed.to("cpu")
+        _synchronize(features)
+        masks = masks or [None] * len(ids)
+        for index, (subject_id, name, mask) in enumerate(zip(ids, subject_classes, masks, strict=True)):
+            self._add(SUBJECTS, subject_id, [name, *self._token_values(packed, index, mask)])
 
     def add_subject_latents(self, ids: Sequence[str], subject_classes: Sequence[str], latents: Tensor) -> None:
         """Latents (B, c, h, w) as the UNet expects them: posterior mean times scaling factor (policy latents)."""
-        raise NotImplementedError
+        self._require_policy("latents")
+        stored = _to_cpu(latents, LATENT_DTYPE, (len(ids), *self._identity.latent_shape), "latents")
+        for subject_id, name, latent in zip(ids, subject_classes, stored, strict=True):
+            self._add(SUBJECTS, subject_id, [name, latent])
 
     def add_targets(self, ids: Sequence[str], mean: Tensor, variance: Tensor) -> None:
         """Posterior of B target latents (B, c, h, w), scaled as the UNet expects them.
@@ -61,13 +106,27 @@ class FeatureShardWriter:
         That is the VAE's mean times its scaling factor, and its variance times the factor's square: a training
         latent is mean + sqrt(variance) * noise, and nothing is left to multiply.
         """
-        raise NotImplementedError
+        shape = (len(ids), *self._identity.latent_shape)
+        means, variances = (
+            _to_cpu(mean, LATENT_DTYPE, shape, "mean"),
+            _to_cpu(variance, VARIANCE_DTYPE, shape, "variance"),
+        )
+        for picture_id, *values in zip(ids, means, variances, strict=True):
+            self._add(LATENTS, picture_id, values)
 
     def add_texts(
         self, ids: Sequence[str], texts: Sequence[str], token_ids: Tensor, embeddings: Tensor | None = None
     ) -> None:
         """B texts, their token ids (B, L) and, if the store holds them, their embeddings (B, L, D)."""
-        raise NotImplementedError
+        shape = (len(ids), *self._identity.text_shape)
+        tokens = _to_cpu(token_ids, "int32", shape[:2], "token_ids")
+        if self._identity.text_embeddings is not (embeddings is not None):
+            raise ValueError(
+                f"text_embeddings is {self._identity.text_embeddings}: embeddings must be given accordingly"
+            )
+        stored = None if embeddings is None else _to_cpu(embeddings, EMBEDDING_DTYPE, shape, "embeddings")
+        for index, (text_id, text) in enumerate(zip(ids, texts, strict=True)):
+            self._add(TEXTS, text_id, [text, tokens[index], *([] if stored is None else [stored[index]])])
 
     def close(self, samples: pa.Table) -> ShardFiles:
         """Stores the shard's objects, samples/<shard>.parquet last.
@@ -75,4 +134,85 @@ class FeatureShardWriter:
         samples: one row per pair with the string columns pair_id, subject_id, target_id, text_id, and any others. The
         ids may lie in other shards.
         """
-        raise NotImplementedError
+        _check_samples(samples)
+        # What vouches for the shard goes before what it vouches for is replaced.
+        with suppress(FileNotFoundError):
+            filesystem, path = self._output.filesystem, self._output.path(f"{SAMPLES}/{self._shard}.parquet")
+            with_retries(lambda: filesystem.rm_file(path), f"removing {path}")
+        stored = [table.store() for table in self._tables.values()]
+        index = pa.concat_tables([rows for _, rows in stored]).cast(INDEX_SCHEMA)
+        files = [file for file, _ in stored] + [self._store_table(INDEX, index)]
+        vouched = {FILES_KEY: json.dumps([file.to_json() for file in files]).encode()}
+        files.append(self._store_table(SAMPLES, samples, vouched))
+        return ShardFiles(self._shard, len(samples), tuple(files))
+
+    def _add(self, table: str, row_id: str, values: Sequence[Value]) -> None:
+        if not is_id(row_id):
+            raise ValueError(f"{table}: {row_id[:80]!r} is no id of 32 hex digits")
+        if (table, row_id) in self._seen:
+            raise ValueError(f"{table}: {row_id} is added a second time to shard {self._shard}")
+        self._seen.add((table, row_id))
+        self._tables[table].add(row_id, values)
+
+    def _token_values(self, packed: PackedFeatures, index: int, mask: Tensor | None) -> list[Value]:
+        """The columns behind the class, in the schema's order."""
+        values: list[Value] = []
+        kept: dict[str, Tensor] = {}
+        if self._side:
+            cells = touched_cells(mask, self._side)
+            values.append(pack_cells(cells))
+            kept = kept_tokens(cells, self._identity.blocks)
+        for block in self._identity.blocks:
+            tensors = [] if packed.scales is None else [packed.scales[block.name][index]]
+            tensors.append(packed.values[block.name][index])
+            values += [tensor[kept[block.name]] if kept else tensor.contiguous() for tensor in tensors]
+        return values
+
+    def _require_policy(self, policy: str) -> None:
+        if self._identity.policy != policy:
+            raise ValueError(f"the store's policy is {self._identity.policy}, these are for policy {policy}")
+
+    def _check_layout(self, features: SubjectFeatures, num_subjects: int) -> None:
+        if features.mask is not None:
+            raise ValueError("features with a mask cannot be stored: encode one picture per subject, without padding")
+        wanted = {b.name: (num_subjects, b.num_tokens, b.num_channels) for b in self._identity.blocks}
+        found = {name: tuple(tokens.shape) for name, tokens in features.tokens.items()}
+        for name in wanted.keys() | found.keys():
+            if wanted.get(name) != found.get(name):
+                raise ValueError(f"block {name}: {found.get(name)} was encoded, {wanted.get(name)} is to be stored")
+
+    def _store_table(self, folder: str, table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> StoredFile:
+        relative = f"{folder}/{self._shard}.parquet"
+        data = to_parquet(table.replace_schema_metadata(file_metadata(folder, self._identity) | (metadata or {})))
+        self._output.write(relative, data)
+        return StoredFile(relative, len(data), len(table), xxhash.xxh3_128_hexdigest(data))
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A small table as a compressed Parquet file with page checksums."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, row_group_size=65_536)
+    return bytes(sink.getvalue())
+
+
+def _to_cpu(tensor: Tensor, dtype: str, shape: tuple[int, ...], name: str) -> Tensor:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: {tuple(tensor.shape)} was computed, {shape} is to be stored")
+    if tensor.is_floating_point() and not torch.isfinite(tensor.to(DTYPES[dtype])).all():
+        raise ValueError(f"{name}: values are infinite or no number in {dtype}; the model is damaged")
+    return tensor.to(DTYPES[dtype]).cpu().contiguous()
+
+
+def _synchronize(features: SubjectFeatures) -> None:
+    """Waits for the copies to the CPU."""
+    device = next(iter(features.tokens.values())).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _check_samples(samples: pa.Table) -> None:
+    for name in SAMPLE_COLUMNS:
+        if name not in samples.column_names:
+            raise ValueError(f"samples: the column {name} is missing")
+        if not pa.types.is_string(samples.schema.field(name).type) or samples.column(name).null_count:
+            raise ValueError(f"samples: the column {name} must be a string in every row")

@@ -1,0 +1,107 @@
+"""A file that is written piece by piece, known by its checksums, and stored whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from tasks.storage.filesystems import with_retries
+from tasks.storage.folder import OutputFolder
+from tasks.storage.stored_file import StoredFile
+from tasks.storage.writing import TEMPORARY_MARK, is_local, sync_folder
+
+
+class StreamedFile:
+    """A write-only file object. What it gets lies in a local temporary file until `store` puts it in its place.
+
+    In a local output the temporary file lies beside its place, elsewhere in the machine's folder for such files.
+    """
+
+    closed = False
+
+    def __init__(self, output: OutputFolder, relative: str) -> None:
+        self._output, self._relative = output, relative
+        self._filesystem = output.filesystem
+        self._temporary = self._make_temporary()
+        self._file = self._temporary.open("xb", buffering=0)
+        self._whole, self._part = xxhash.xxh3_128(), xxhash.xxh3_64()
+        self._position = 0
+
+    @property
+    def local_path(self) -> Path:
+        """Where the bytes lie until they are stored."""
+        return self._temporary
+
+    def write(self, data: Any) -> int:
+        """Appends bytes."""
+        view = memoryview(data).cast("B")
+        self._whole.update(view)
+        self._part.update(view)
+        written = 0
+        while written < len(view):
+            written += self._file.write(view[written:])
+        self._position += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._position
+
+    def take_part(self) -> bytes:
+        """XXH3-64 of what was written since the last call, or since the start."""
+        digest = self._part.digest()
+        self._part = xxhash.xxh3_64()
+        return digest
+
+    def store(self, rows: int) -> StoredFile:
+        """Puts the file in its place, replacing in one step what was there."""
+        target = self._output.path(self._relative)
+        if is_local(self._filesystem):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(target)
+            sync_folder(Path(target).parent)
+        else:
+            self._file.close()
+            source = os.fspath(self._temporary)
+            with_retries(
+                lambda: self._filesystem.put_file(source, target), f"writing {self._output.uri(self._relative)}"
+            )
+            self._temporary.unlink()
+        return StoredFile(self._relative, self._position, rows, self._whole.hexdigest())
+
+    def discard(self) -> None:
+        """Forgets the file, unless it was stored."""
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._temporary.unlink()
+
+    # What Arrow asks of a file object.
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Arrow is done with it; `store` or `discard` is what counts."""
+
+    def writable(self) -> bool:
+        """It is for writing."""
+        return True
+
+    def readable(self) -> bool:
+        """It is not for reading."""
+        return False
+
+    def seekable(self) -> bool:
+        """What is written stays."""
+        return False
+
+    def _make_temporary(self) -> Path:
+        if not is_local(self._filesystem):
+            return Path(tempfile.gettempdir()) / f"{TEMPORARY_MARK}{uuid.uuid4().hex}"
+        folder = Path(self._output.path(self._relative)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{TEMPORARY_MARK}{uuid.uuid4().hex}"
