@@ -1,10 +1,21 @@
 """What a run of build_pairs would do: which candidates become pairs, and in which shards."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ezigen.config import PairConfig, PairInputs
+from ezigen.config import ConfigurationError, PairConfig, PairInputs
+from ezigen.pairs import RefusalReason
+from tasks.datasets.units import Unit
+from tasks.pairs.layout import MANIFEST_PATH, PLAN_PATH
+from tasks.pairs.manifest import PairsManifest
+from tasks.pairs.sources import DataSet, Setting, digest_settings, list_settings, open_data_sets
+from tasks.pairs.stored_plan import StoredPlan, StoredSource, plan_round, remove_other_objects
+from tasks.pairs.units import UnitSpool, store_units
 from tasks.storage import Locations, OutputFolder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,10 +39,10 @@ class PairPlan:
     """Digest of what decides about the pairs: settings, data sets, numbers wanted."""
     inputs: PairInputs
     config: PairConfig
-    settings: Mapping[str, str | int | float | bool]
+    settings: Mapping[str, Setting]
     sources: Mapping[str, SourcePlan]
     shards: tuple[str, ...]
-    """All shards of all rounds planned so far, by name."""
+    """All shards of all rounds planned so far, by name; none for a plan that was not stored."""
     done: tuple[str, ...]
     num_rounds: int
     finished: bool
@@ -43,9 +54,31 @@ class PairPlan:
         stored = set(self.done)
         return tuple(shard for shard in self.shards if shard not in stored)
 
+    @property
+    def wanted(self) -> int:
+        """Pairs wanted of all sources."""
+        return sum(source.wanted for source in self.sources.values())
+
+    @property
+    def expected(self) -> int:
+        """Pairs that there can be: of each source those wanted, or all candidates where there are fewer."""
+        return sum(min(source.wanted, source.candidates) for source in self.sources.values())
+
     def describe(self) -> list[tuple[str, str]]:
         """The plan as a table of two columns, for a terminal or a page."""
-        raise NotImplementedError
+        rows: list[tuple[str, str]] = []
+        for name, source in self.sources.items():
+            rows.append((f"{name}: pairs wanted", f"{source.wanted:,}"))
+            rows.append((f"{name}: candidates", f"{source.candidates:,} of {source.groups:,} {_GROUPS[name]}"))
+            if source.candidates < source.wanted:
+                rows.append((f"{name}: missing at least", f"{source.wanted - source.candidates:,}"))
+            rows += [(f"{name}: left out, {reason}", f"{count:,}") for reason, count in source.not_selected.items()]
+        if self.shards:
+            rows += [("shards", f"{len(self.shards):,}"), ("shards done", f"{len(self.done):,}")]
+        return rows
+
+
+_GROUPS = {"coco": "pictures", "youtube_vis": "objects in videos"}
 
 
 def plan_pairs(
@@ -64,4 +97,105 @@ def plan_pairs(
     Raises ConfigurationError if a data set cannot be read, or if the output was planned with other settings, naming
     the one that changed.
     """
-    raise NotImplementedError
+    data_sets = open_data_sets(inputs, locations)
+    if not data_sets:
+        raise ConfigurationError("no pairs are wanted: raise inputs.num_coco_pairs or inputs.num_youtube_vis_pairs.")
+    settings = list_settings(inputs, config, data_sets)
+    stored = StoredPlan.load(output)
+    if stored is not None:
+        stored.check(settings, output)
+    elif not store:
+        stored = StoredPlan(digest_settings(settings), settings, _count_sources(data_sets, config), ())
+    else:
+        _check_empty(output)
+        stored = _make_plan(data_sets, config, settings, output, check)
+    return to_plan(stored, inputs, config, output)
+
+
+def to_plan(stored: StoredPlan, inputs: PairInputs, config: PairConfig, output: OutputFolder) -> PairPlan:
+    """A stored plan beside what the output holds of it."""
+    manifest = PairsManifest.load(output)
+    if manifest is not None and manifest.identity != stored.identity:
+        raise ConfigurationError(
+            f"{output.uri(MANIFEST_PATH)} belongs to another plan than {output.uri(PLAN_PATH)}; choose another output."
+        )
+    shards, sizes = stored.shards, output.list("pairs")
+    expected = manifest.sizes if manifest else {}
+    done = tuple(
+        shard
+        for shard in shards
+        if (name := f"{shard}.parquet") in sizes and expected.get(shard, sizes[name]) == sizes[name]
+    )
+    sources = {
+        name: SourcePlan(one.candidates, one.wanted, stored.taken[name], one.groups, one.not_selected)
+        for name, one in stored.sources.items()
+    }
+    return PairPlan(
+        identity=stored.identity,
+        inputs=inputs,
+        config=config,
+        settings=stored.settings,
+        sources=sources,
+        shards=shards,
+        done=done,
+        num_rounds=len(stored.rounds),
+        finished=manifest is not None and set(expected) == set(done) == set(shards),
+    )
+
+
+def _check_empty(output: OutputFolder) -> None:
+    """Raises ConfigurationError if the output holds something else, which a new plan would mix with."""
+    record = output.read_run()
+    if record is not None and record.flow != "build_pairs":
+        raise ConfigurationError(f"{output.root_uri} is the output of {record.flow}; choose another output_uri.")
+    if output.list("pairs"):
+        raise ConfigurationError(
+            f"{output.root_uri} holds pairs, but no {PLAN_PATH} that says what they are; choose another output_uri."
+        )
+
+
+def _make_plan(
+    data_sets: list[DataSet],
+    config: PairConfig,
+    settings: Mapping[str, Setting],
+    output: OutputFolder,
+    check: Callable[[], None],
+) -> StoredPlan:
+    identity = digest_settings(settings)
+    with UnitSpool(config.seed) as spool:
+        sources: dict[str, StoredSource] = {}
+        for data in data_sets:
+            logger.info("reading the annotations of %s", data.source)
+            sources[data.source] = _read_source(data, config, spool.add, check)
+        check()
+        units = store_units(output, spool.tables(), identity, check)
+    remove_other_objects(output, "units", {part["path"].partition("/")[2] for part in units})
+    plan = plan_round(StoredPlan(identity, settings, sources, tuple(units)), {}, output, check)
+    if plan is None:
+        raise AssertionError("the first round is always planned")
+    remove_other_objects(output, "plan", {"plan.json", *(f"{shard}.parquet" for shard in plan.shards)})
+    return plan
+
+
+def _count_sources(data_sets: list[DataSet], config: PairConfig) -> dict[str, StoredSource]:
+    return {data.source: _read_source(data, config, lambda _: None, lambda: None) for data in data_sets}
+
+
+def _read_source(
+    data: DataSet, config: PairConfig, add: Callable[[Unit], None], check: Callable[[], None]
+) -> StoredSource:
+    refused: Counter[RefusalReason] = Counter()
+    groups = candidates = 0
+    for unit in _checked(data.read(config, refused), check):
+        if unit.num_candidates > 0:
+            add(unit)
+            groups += 1
+            candidates += unit.num_candidates
+    return StoredSource(data.wanted, candidates, groups, {str(reason): refused[reason] for reason in sorted(refused)})
+
+
+def _checked(units: Iterator[Unit], check: Callable[[], None], every: int = 1000) -> Iterator[Unit]:
+    for number, unit in enumerate(units):
+        if number % every == 0:
+            check()
+        yield unit

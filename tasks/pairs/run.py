@@ -1,14 +1,49 @@
 """The run of build_pairs: from a plan to stored pairs, on Ray."""
 
+import contextlib
+import dataclasses
+import logging
+import platform
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 
 from ezigen.config import RayConfig
-from tasks.pairs.outcome import PairOutcome
-from tasks.pairs.plan import PairPlan
-from tasks.sharding import ShardProgress
-from tasks.storage import Locations, OutputFolder
-from tasks.storage.lease import Lease
+from tasks.cluster import Cluster, connect
+from tasks.datasets.drawing import PictureLimits
+from tasks.pairs.build import PairWork
+from tasks.pairs.layout import FOLDERS
+from tasks.pairs.manifest import PairsManifest, read_reports, sum_counts
+from tasks.pairs.outcome import PairOutcome, SourceOutcome, TooManyRefused
+from tasks.pairs.plan import PairPlan, to_plan
+from tasks.pairs.sources import open_data_sets
+from tasks.pairs.stored_plan import StoredPlan, plan_round
+from tasks.sharding import ShardMeter, ShardProgress, ShardReport, run_shards
+from tasks.sharding.leftovers import remove_leftovers
+from tasks.storage import Locations, OutputFolder, RunRecord, RunState, new_run_id
+from tasks.storage.lease import Lease, LeaseLost
+from tasks.storage.run_record import now_text
+
+__all__ = ["PairsRun", "run_pairs"]
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("ezigen-pipeline", "pillow", "numpy", "pycocotools", "ray", "pyarrow")
+
+
+@dataclass(frozen=True)
+class PairsRun:
+    """Everything that a run is asked to do. `lease` is held by the caller for the whole run."""
+
+    plan: PairPlan
+    output: OutputFolder
+    cluster: RayConfig
+    locations: Locations | None = None
+    lease: Lease | None = None
+    on_progress: Callable[[ShardProgress], None] | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 def run_pairs(
@@ -25,6 +60,223 @@ def run_pairs(
 
     Ray is started, or joined, only if there is a shard to make. Setting `stop` ends the run early and in order. Raises
     TooManyRefused and ShardsFailed at the end, after everything else is stored; ConfigurationError, ClusterLost or
-    LeaseLost when the run cannot go on.
+    LeaseLost when the run cannot go on. What is stored stays in each case.
     """
-    raise NotImplementedError
+    run = PairsRun(plan, output, cluster, locations, lease, on_progress, stop or threading.Event())
+    previous = output.read_run()
+    execution = _Execution(run, previous)
+    if plan.finished and previous is not None and previous.state == "finished":
+        return execution.repeat(previous)
+    return execution.execute()
+
+
+class _Execution:
+    """One run while it goes on."""
+
+    def __init__(self, run: PairsRun, previous: RunRecord | None) -> None:
+        self.run, self.plan = run, run.plan
+        self.record = _new_record(run).after(previous)
+        self.started_s = time.monotonic()
+        self.reports: dict[str, ShardReport] = {}
+        self.num_made = self.num_pairs_made = 0
+        self.meter = ShardMeter("pairs", run.plan.expected, len(run.plan.shards), run.on_progress)
+        self.ray = contextlib.ExitStack()
+        self.cluster: Cluster | None = None
+
+    def repeat(self, previous: RunRecord) -> PairOutcome:
+        """The outcome of a finished set, from its manifest; writes nothing."""
+        self._load_reports()
+        return dataclasses.replace(self._outcome("finished"), run_id=previous.run_id, seconds=0.0)
+
+    def execute(self) -> PairOutcome:
+        """From the first write of run.json to the last."""
+        self._check_lease()
+        self.run.output.write_run(self.record)
+        try:
+            self._load_reports()
+            with self.ray:
+                self._work()
+            if self._is_complete():
+                self._finish()
+        except LeaseLost:
+            raise
+        except BaseException as error:
+            self._end_badly(error)
+            raise
+        return self._end("finished" if self._is_complete() else "stopped")
+
+    # ---- the work
+
+    def _load_reports(self) -> None:
+        """What earlier runs have stored. A shard whose record does not fit is made again."""
+        manifest = PairsManifest.load(self.run.output)
+        known = {report.shard: report for report in manifest.reports} if manifest else {}
+        for shard in self.plan.done:
+            if shard in known:
+                self._count(known[shard])
+        rest = [shard for shard in self.plan.done if shard not in known]
+        for _, report in read_reports(self.run.output, rest, self.plan.identity):
+            if report is not None:
+                self._count(report)
+
+    def _work(self) -> None:
+        """The rounds that are planned, and further ones until nothing is missing or nothing is left to try."""
+        self._make_shards()
+        while self._is_complete() and not self.run.stop.is_set() and self._plan_next():
+            self._make_shards()
+
+    def _plan_next(self) -> bool:
+        """Whether there is another round; it is planned now."""
+        stored = StoredPlan.load(self.run.output)
+        if stored is None:
+            raise AssertionError("a run needs a stored plan")
+        built, _ = sum_counts(list(self.reports.values()))
+        longer = plan_round(stored, built, self.run.output, self._check_lease)
+        if longer is None:
+            return False
+        self.plan = to_plan(longer, self.plan.inputs, self.plan.config, self.run.output)
+        logger.info("round %d: %d shards", self.plan.num_rounds - 1, len(self._to_do()))
+        self.meter.expect(self.plan.expected, len(self.plan.shards))
+        return True
+
+    def _make_shards(self) -> None:
+        to_do = self._to_do()
+        if not to_do or self.run.stop.is_set():
+            return
+        if self.cluster is None:
+            self.cluster = self.ray.enter_context(connect(self.run.cluster))
+        run_shards(
+            self._make_work(),
+            to_do,
+            cluster=self.run.cluster,
+            on_report=self._take_report,
+            check=self._check_lease,
+            tick=self.meter.tick,
+            stop=self.run.stop,
+            connected=self.cluster,
+        )
+
+    def _make_work(self) -> PairWork:
+        inputs = self.plan.inputs
+        data_sets = open_data_sets(inputs, self.run.locations)
+        return PairWork(
+            output=self.run.output,
+            identity=self.plan.identity,
+            config=self.plan.config,
+            limits=PictureLimits(inputs.max_picture_side_px, inputs.max_picture_pixels),
+            locations={data.source: data.reader.locations for data in data_sets},
+        )
+
+    def _take_report(self, report: ShardReport) -> None:
+        self.num_made += 1
+        self.num_pairs_made += report.rows
+        self._count(report)
+
+    def _count(self, report: ShardReport) -> None:
+        self.reports[report.shard] = report
+        self.meter.add(report)
+
+    def _to_do(self) -> list[str]:
+        return [shard for shard in self.plan.shards if shard not in self.reports]
+
+    def _is_complete(self) -> bool:
+        return not self._to_do()
+
+    def _check_lease(self) -> None:
+        if self.run.lease is not None:
+            self.run.lease.check()
+
+    # ---- the end
+
+    def _finish(self) -> None:
+        self._check_lease()
+        reports = tuple(self.reports[shard] for shard in self.plan.shards)
+        PairsManifest(self.plan.identity, reports).store(self.run.output)
+
+    def _end(self, state: RunState) -> PairOutcome:
+        self._tidy()
+        outcome = self._outcome(state)
+        limit, message = self.plan.inputs.max_refused_share, ""
+        if state == "finished" and outcome.refused_share > limit:
+            refused = sum(outcome.refused.values())
+            message = (
+                f"{refused:,} of {refused + outcome.built:,} candidates were refused ({outcome.refused_share:.0%}), "
+                f"more than inputs.max_refused_share allows ({limit:.0%}); all others are stored."
+            )
+            outcome = dataclasses.replace(outcome, state="failed")
+        self._close(outcome, message)
+        self.meter.tick(0, 0, force=True)
+        if message:
+            raise TooManyRefused(message, outcome)
+        return outcome
+
+    def _tidy(self) -> None:
+        """Removes what killed workers left. The run is complete without it."""
+        try:
+            self._check_lease()
+            remove_leftovers(self.run.output, FOLDERS)
+        except LeaseLost:
+            raise
+        except Exception:
+            logger.exception("the output could not be tidied up; it is complete")
+
+    def _end_badly(self, error: BaseException) -> None:
+        """Records the reason; whatever goes wrong here must not hide the reason itself."""
+        try:
+            self._close(self._outcome("failed"), f"{type(error).__name__}: {error}")
+        except Exception:
+            logger.exception("the end of the run could not be recorded")
+
+    def _close(self, outcome: PairOutcome, message: str) -> None:
+        self._check_lease()
+        rate = self.num_pairs_made / outcome.seconds if outcome.seconds else 0.0
+        measurements = {"pairs_per_s": round(rate, 3)}
+        record = self.record.closed(outcome.state, _counts(outcome), measurements=measurements, message=message)
+        self.run.output.write_run(record)
+
+    def _outcome(self, state: RunState) -> PairOutcome:
+        built, refused = sum_counts(list(self.reports.values()))
+        return PairOutcome(
+            run_id=self.record.run_id,
+            state=state,
+            built=built.total(),
+            refused=dict(refused.most_common()),
+            per_source={
+                name: SourceOutcome(source.wanted, built[name], source.candidates)
+                for name, source in self.plan.sources.items()
+            },
+            seconds=time.monotonic() - self.started_s,
+            shards_made=self.num_made,
+            shards_kept=len(self.reports) - self.num_made,
+            num_rounds=self.plan.num_rounds,
+        )
+
+
+def _counts(outcome: PairOutcome) -> dict[str, int]:
+    refused = {f"refused: {reason}": count for reason, count in outcome.refused.items()}
+    missing = sum(source.missing for source in outcome.per_source.values())
+    counts = {"built": outcome.built, "missing": missing, "shards_made": outcome.shards_made}
+    return {**counts, "shards_kept": outcome.shards_kept, **refused}
+
+
+def _new_record(run: PairsRun) -> RunRecord:
+    plan = run.plan
+    return RunRecord(
+        run_id=new_run_id(),
+        state="running",
+        started_at=now_text(),
+        flow="build_pairs",
+        inputs=plan.inputs.model_dump(mode="json"),
+        config=plan.config.model_dump(mode="json"),
+        cluster=run.cluster.model_dump(mode="json"),
+        fingerprints={"plan": plan.identity},
+        versions=_versions(),
+    )
+
+
+def _versions() -> Mapping[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

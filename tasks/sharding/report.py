@@ -8,16 +8,7 @@ from typing import Any, Self
 import xxhash
 
 from tasks.storage.folder import OutputFolder
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """An object of the output, as manifest.json lists it. `path` is relative; `xxh3` is XXH3-128 of its bytes, hex."""
-
-    path: str
-    num_bytes: int
-    rows: int
-    xxh3: str
+from tasks.storage.stored_file import StoredFile
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class ShardReport:
     def from_json(cls, text: str) -> Self:
         """The inverse of `to_json`."""
         values: dict[str, Any] = json.loads(text)
-        return cls(**{**values, "files": tuple(StoredFile(**stored) for stored in values["files"])})
+        return cls(**{**values, "files": tuple(StoredFile.from_json(stored) for stored in values["files"])})
 
 
 def store_file(output: OutputFolder, path: str, data: bytes, rows: int) -> StoredFile:

@@ -33,7 +33,7 @@ class _Calls:
     tick: Callable[[int, int], None]
 
 
-def run_shards(
+def run_shards(  # noqa: PLR0913 - all but three have defaults
     work: ShardWork,
     shards: Sequence[str],
     *,
@@ -43,12 +43,14 @@ def run_shards(
     tick: Callable[[int, int], None] = lambda _in_flight, _num_workers: None,
     stop: threading.Event | None = None,
     worker_memory_bytes: int = 0,
+    connected: Cluster | None = None,
 ) -> None:
     """Makes every shard on Ray, as many at a time as there are workers. No shards: no Ray.
 
     `check` is called several times a second and may raise to end the run at once, as a lost lease does. `tick` gets the
     shards in flight and the workers that are ready. Setting `stop` ends the intake: what is in flight may finish within
     `cluster.grace_period_s`. `on_report` is called in this thread, in the order in which shards finish.
+    `connected` is a Ray that the caller keeps for several calls; without one, Ray is started or joined for this call.
 
     Raises ShardsFailed, naming them, at the end of a run in which shards raised or killed their worker three times;
     ConfigurationError that `open` raised; PoolFailed when no worker can be started; ClusterLost when Ray itself is
@@ -58,10 +60,10 @@ def run_shards(
     check()
     if not shards or stop.is_set():
         return
-    with connect(cluster) as connected:
-        workers = plan_workers(cluster, connected.nodes, worker_memory_bytes)
+    with connect(cluster) if connected is None else contextlib.nullcontext(connected) as ray_cluster:
+        workers = plan_workers(cluster, ray_cluster.nodes, worker_memory_bytes)
         logger.info("%d shards for %d workers on %s", len(shards), workers.count, workers.device)
-        run = _Execution(cluster, connected, _Calls(check, on_report, tick), stop)
+        run = _Execution(cluster, ray_cluster, _Calls(check, on_report, tick), stop)
         run.execute(work, shards, workers)
 
 
