@@ -24,7 +24,7 @@ class Box:
         return cls(x, y, width, height)
 
     def seen_in(self, crop: "Box", size_px: int) -> "Box":
-        """This box in the pixels of the square picture of `size_px` that shows `crop`; cut off at its borders."""
+        """The box in the pixels of the square picture of `size_px` that shows `crop`; cut off at its borders."""
         scale_x, scale_y = size_px / crop.width, size_px / crop.height
         left, right = (min(max((x - crop.x) * scale_x, 0.0), size_px) for x in (self.x, self.x + self.width))
         top, bottom = (min(max((y - crop.y) * scale_y, 0.0), size_px) for y in (self.y, self.y + self.height))

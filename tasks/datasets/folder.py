@@ -1,0 +1,114 @@
+"""The folder of a data set that people bring: annotation files that must be right, pictures that may be wrong."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from ezigen.config import ConfigurationError
+from ezigen.pairs import Refusal, RefusalReason
+from tasks.storage.filesystems import classify, describe_error, with_retries
+from tasks.storage.locations import Location, Locations, locate
+
+T = TypeVar("T")
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Not what a copy to another disk changes: pairs that are half done would have to start again.
+_VERSION_MARKS = ("ETag", "mtime", "LastModified", "created")
+
+
+class DatasetFolder:
+    """A data set's folder on any store. Small and picklable; `field` is the input that names it, for messages."""
+
+    def __init__(self, root_uri: str, field: str, locations: Locations | None) -> None:
+        if not root_uri.strip():
+            raise ConfigurationError(f"{field} is empty; name the data set's folder.")
+        self.root = locate(root_uri)
+        self._field = field
+        self._given = locations or Locations()
+
+    def locations(self, folders: Sequence[str]) -> Locations:
+        """What pairs may open: the data set's folder, and what `folders` in it are, should they be links."""
+        roots = dict.fromkeys((self.root.uri, *(locate(self._at(folder).uri).uri for folder in folders)))
+        return dataclasses.replace(self._given, allowed_roots=tuple(roots), base_uri=self.root.uri)
+
+    def uri_of(self, folder: str, name: object) -> str:
+        """The location of a picture that an annotation file names, inside `folder`.
+
+        Raises Refusal(LOCATION_DENIED) for a name that leads out of it.
+        """
+        return self._at(f"{folder}/{check_name(name)}").uri
+
+    def has(self, relative: str) -> bool:
+        """Whether a file or folder exists. Raises ConfigurationError if the store does not answer."""
+        location = self._at(relative)
+        return bool(self._guarded(relative, lambda filesystem: filesystem.exists(location.path)))
+
+    def describe(self) -> str:
+        """What the folder holds, for messages about what it lacks."""
+        names = self._guarded("", self._names)
+        if not names:
+            return "it is absent or empty"
+        return f"it holds {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+
+    def refusal(self, what: str) -> ConfigurationError:
+        """The error of a data set that cannot be used as it is."""
+        return ConfigurationError(f"{self._field} {self.root.uri}: {what}")
+
+    def signature(self, relative: str) -> str:
+        """Changes when a file does: its size and version tag or time."""
+        info = self._guarded(relative, lambda filesystem: filesystem.info(self._at(relative).path))
+        version = next((str(info[mark]) for mark in _VERSION_MARKS if info.get(mark) is not None), "")
+        return f"{relative}: {info.get('size')} bytes, {version.strip('"')}"
+
+    def load(self, relative: str) -> bytes:
+        """The bytes of an annotation file. Raises ConfigurationError if there are none."""
+        data = self._guarded(relative, lambda filesystem: filesystem.cat_file(self._at(relative).path))
+        if not data:
+            raise self.refusal(f"{relative} is empty (0 bytes); copy it again.")
+        return bytes(data)
+
+    def parse(self, relative: str, data: bytes, form: type[T]) -> T:
+        """What an annotation file says. Raises ConfigurationError that names the place, msgspec.ValidationError."""
+        try:
+            return msgspec.json.decode(data, type=form)
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self.refusal(f"{relative} is damaged or cut off ({error}); copy it again.") from error
+
+    def invalid(self, relative: str, error: Exception) -> ConfigurationError:
+        """The error of a file that is JSON, but says something else than the format wants."""
+        return self.refusal(f"{relative} is not in the format of the data set: {error}.")
+
+    def _at(self, relative: str) -> Location:
+        return Location(self.root.scheme, f"{self.root.path.rstrip('/')}/{relative}".rstrip("/"))
+
+    def _names(self, filesystem: Any) -> list[str]:
+        try:
+            return sorted(entry.rstrip("/").rpartition("/")[2] for entry in filesystem.ls(self.root.path, detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _guarded(self, relative: str, action: Any) -> Any:
+        location = self._at(relative)
+        try:
+            return with_retries(lambda: action(self._given.filesystem(self.root)), f"reading {location.uri}")
+        except Exception as error:
+            if isinstance(error, MemoryError):
+                raise
+            reasons = {"missing": "does not exist", "denied": "may not be read; check the permissions and keys"}
+            reason = reasons.get(classify(error), "cannot be read")
+            raise self.refusal(f"{relative or 'the folder'} {reason} ({describe_error(error)}).") from error
+
+
+def check_name(name: object) -> str:
+    """A relative file name that stays where it is. Raises Refusal(LOCATION_DENIED), ANNOTATION_INVALID for no text."""
+    if not isinstance(name, str):
+        raise Refusal(RefusalReason.ANNOTATION_INVALID, f"the file name is {name!r}, not text"[:200])
+    if _CONTROL.search(name) or any(part in ("", ".", "..") for part in name.split("/")):
+        message = f"the file name {name[:200]!r} leads out of its folder; the data set names files inside it"
+        raise Refusal(RefusalReason.LOCATION_DENIED, message)
+    return name
