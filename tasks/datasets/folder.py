@@ -61,7 +61,7 @@ class DatasetFolder:
         """Changes when a file does: its size and version tag or time."""
         info = self._guarded(relative, lambda filesystem: filesystem.info(self._at(relative).path))
         version = next((str(info[mark]) for mark in _VERSION_MARKS if info.get(mark) is not None), "")
-        return f"{relative}: {info.get('size')} bytes, {version.strip('"')}"
+        return f"{relative}: {info.get('size')} bytes, version {version}"
 
     def load(self, relative: str) -> bytes:
         """The bytes of an annotation file. Raises ConfigurationError if there are none."""
