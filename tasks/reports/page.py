@@ -1,15 +1,12 @@
 """The report: one page that shows what a run made, complete in itself."""
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata, resources
+from importlib import metadata
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from tasks.reports.charts import loops_chart, score_charts, seconds_chart, stop_shares, throughput_chart
@@ -17,16 +14,12 @@ from tasks.reports.figures import Figures, RunFigures
 from tasks.reports.items import PageItems, Strip
 from tasks.reports.overview import describe_run, list_runs, list_settings, summarize
 from tasks.reports.remedies import EXPLANATIONS, explain
+from tasks.reports.rendering import ICON, content_policy, environment, template_text
 from tasks.reports.survey import Survey
 from tasks.reports.wording import SCORE_NAMES, STOP_REASONS, format_number, format_time, plural
 from tasks.storage.run_record import RunRecord
 
-_SCRIPTS = ("gallery.js", "viewer.js", "figures.js")
-_ICON = (
-    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
-    "%3Crect width='16' height='16' rx='4' fill='%234f6fd6'/%3E"
-    "%3Cpath d='M4 11l3-4 2 2 1-1 2 3z' fill='%23fff'/%3E%3C/svg%3E"
-)
+_SCRIPTS = ("gallery.js", "viewer.js", "charts.js", "figures.js")
 
 
 @dataclass(frozen=True)
@@ -42,16 +35,16 @@ def render_page(name: str, record: RunRecord | None, survey: Survey, items: Page
     figures = survey.figures
     run_figures = survey.latest_run(record)
     strips = items.strips()
-    style, script = _template_text("report.css"), "".join(_template_text(name) for name in _SCRIPTS)
+    style, script = template_text("report.css"), "".join(template_text(name) for name in _SCRIPTS)
     charts = [throughput_chart(run_figures), seconds_chart(figures), loops_chart(figures), *score_charts(figures)]
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
-            policy=_content_policy(style, script),
+            policy=content_policy(style, script),
             style=Markup(style),
             script=Markup(script),
-            icon=_ICON,
+            icon=ICON,
             version=metadata.version("ezigen-pipeline"),
             made_at=format_time(datetime.now(UTC)),
             run=describe_run(name, record, figures),
@@ -67,38 +60,6 @@ def render_page(name: str, record: RunRecord | None, survey: Survey, items: Page
             strips=strips,
         )
     )
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tasks.reports", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=format_number, plural=plural, percent=_percent)
-    return environment
-
-
-def _percent(share: float, digits: int = 3) -> str:
-    return f"{share * 100:.{digits}f}%"
-
-
-def _template_text(name: str) -> str:
-    return resources.files("tasks.reports").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _content_policy(style: str, script: str) -> str:
-    """Nothing runs but this script, nothing loads but this page's pictures and those in the folder beside it."""
-    return (
-        f"default-src 'none'; script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'; "
-        "img-src data: 'self' file:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _source_hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _embed_json(value: Any) -> Markup:

@@ -41,6 +41,6 @@ class ShardsFailed(RuntimeError):  # noqa: N818
         first = self.failures[0]
         others = f" and {len(self.failures) - 1} others" if len(self.failures) > 1 else ""
         super().__init__(
-            f"shard {first.shard}{others} could not be made: {first.message} Everything else is stored; "
+            f"shard {first.shard}{others} could not be made: {first.message.rstrip('.')}. Everything else is stored; "
             "remove the cause and run again."
         )

@@ -1,0 +1,49 @@
+"""What every page shares: templates, style, and a policy under which nothing else can load or run."""
+
+import base64
+import hashlib
+from importlib import resources
+
+import jinja2
+
+from tasks.reports.wording import format_number, plural
+
+ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Crect width='16' height='16' rx='4' fill='%234f6fd6'/%3E"
+    "%3Cpath d='M4 11l3-4 2 2 1-1 2 3z' fill='%23fff'/%3E%3C/svg%3E"
+)
+
+
+def environment() -> jinja2.Environment:
+    """The templates, with the filters that they use; a name that is not given is an error."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("tasks.reports", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(number=format_number, plural=plural, percent=_percent)
+    return made
+
+
+def _percent(share: float, digits: int = 3) -> str:
+    return f"{share * 100:.{digits}f}%"
+
+
+def template_text(name: str) -> str:
+    """A style sheet or script as it is."""
+    return resources.files("tasks.reports").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def content_policy(style: str, script: str) -> str:
+    """Nothing runs but this script, nothing loads but this page's pictures and those in the folder beside it."""
+    return (
+        f"default-src 'none'; script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'; "
+        "img-src data: 'self' file:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _source_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
