@@ -1,36 +1,46 @@
 """One catalog run, from the lease to the report: what the stages of the flow work on. Needs no Prefect."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
+from flows.job import Job, Summary, UnfinishedRun
 from flows.parameters import CatalogParameters
 from flows.planning import make_plan
-from flows.stopping import StopRequest, drain_on_signals
-from flows.terminal import describe_plan
+from flows.progress import RunProgress
+from flows.stopping import drain_on_signals
+from flows.terminal import out, print_table
+from tasks.reports.remedies import explain
+from tasks.reports.wording import format_decimal, format_span, plural
 from tasks.storage import Locations, RunOutput
 
 if TYPE_CHECKING:
     from tasks.catalog.outcome import RunOutcome
     from tasks.catalog.plan import CatalogPlan
     from tasks.catalog.progress import Progress
-    from tasks.storage.lease import Lease
 
-logger = logging.getLogger(__name__)
+__all__ = ["CatalogJob", "CatalogSummary", "UnfinishedRun", "describe_plan", "print_plan"]
+
+MAX_REFUSALS = 20
 
 
 @dataclass(frozen=True)
-class CatalogSummary:
-    """What a run made, and what the output holds altogether. `stopped_by` is the number of a signal."""
+class CatalogSummary(Summary):
+    """What a run made, and what the output holds altogether."""
 
     outcome: "RunOutcome"
     done_before: int
     failed_before: int
     postponed: int
     report_uri: str = ""
-    failure: str = ""
-    stopped_by: int | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run ended early because it was asked to."""
+        return self.outcome.stopped
 
     def describe(self) -> str:
         """32 done, 4 failed; for a finished run: nothing to do: 32 done, 4 failed before."""
@@ -41,32 +51,38 @@ class CatalogSummary:
         left = self.outcome.total - self.outcome.done - self.outcome.failed
         return f"{text}, {left:,} left; run again to continue" if self.outcome.stopped else text
 
+    def print_details(self) -> None:
+        """Reasons of failures, speed, and where the report is."""
+        outcome = self.outcome
+        if outcome.failed_by_code:
+            rows = [(f"{number:,}", code.value, explain(code).title) for code, number in outcome.failed_by_code.items()]
+            print_table(("failed", "code", ""), rows)
+        if outcome.done and outcome.seconds_per_image is not None:
+            out.print(
+                f"{format_span(outcome.seconds)} in all: {format_decimal(outcome.seconds_per_image)} seconds per "
+                f"image, {format_decimal(outcome.done / outcome.seconds)} images/s"
+            )
+        if self.postponed:
+            out.print(f"{self.postponed:,} left for later runs (limit)")
+        if self.report_uri:
+            out.print(f"report: {escape(self.report_uri)}")
 
-class UnfinishedRun(RuntimeError):  # noqa: N818
-    """The run was stopped, or too many of its items failed. What is done is stored; the summary has the numbers."""
 
-    def __init__(self, message: str, summary: CatalogSummary) -> None:
-        super().__init__(message)
-        self.summary = summary
+class CatalogJob(Job):
+    """A catalog run on an output that the caller holds."""
 
-
-class CatalogJob:
-    """A run on an output that the caller holds. No dataclass on purpose: Prefect walks through those that tasks get."""
+    artifact_prefix = "catalog"
+    output: RunOutput
 
     def __init__(self, parameters: CatalogParameters, storage_options: Mapping[str, Any]) -> None:
+        inputs = parameters.inputs
+        output = RunOutput(inputs.output_uri, Locations(storage_options=storage_options))
+        super().__init__(output, parameters.cluster, inputs.if_busy)
         self.parameters = parameters
-        self.output = RunOutput(parameters.inputs.output_uri, Locations(storage_options=storage_options))
-        self.stop = StopRequest()
-        self.failure = ""
         self.report_uri = ""
         self._storage_options = storage_options
         self._plan: CatalogPlan | None = None
         self._outcome: RunOutcome | None = None
-
-    @property
-    def name(self) -> str:
-        """What people call the run: the last part of its output's location."""
-        return self.output.root_uri.rstrip("/").rpartition("/")[2] or self.output.root_uri
 
     @property
     def plan(self) -> "CatalogPlan":
@@ -75,23 +91,13 @@ class CatalogJob:
             raise RuntimeError("the plan has not been made yet")
         return self._plan
 
-    def hold_output(self) -> "Lease":
-        """The lease that has to be held from before the plan until the report is written."""
-        from tasks.storage.lease import Lease
-
-        inputs, cluster = self.parameters.inputs, self.parameters.cluster
-        return Lease(self.output, f"run {self.name!r}", cluster.lease_ttl_s, wait=inputs.if_busy == "wait")
-
     def make_plan(self) -> str:
         """Reads the catalog and the results; returns the counts in words."""
         self._plan = make_plan(self.parameters, self._storage_options)
         return describe_plan(self._plan)
 
-    def generate(self, lease: "Lease", on_progress: Callable[["Progress"], None]) -> None:
-        """Makes what the plan says is missing. SIGINT and SIGTERM end it in order, see `stop`.
-
-        Too many failed items are remembered in `failure`, because the report still has to be written.
-        """
+    def work(self, on_progress: Callable[[RunProgress], None]) -> None:
+        """Makes the images that the plan says are missing; see Job."""
         from tasks.catalog.outcome import TooManyFailures
         from tasks.catalog.run import run_catalog
 
@@ -105,8 +111,8 @@ class CatalogJob:
                     model=wanted.model,
                     sampler=wanted.sampler,
                     cluster=wanted.cluster,
-                    lease=lease,
-                    on_progress=on_progress,
+                    lease=self.lease,
+                    on_progress=lambda progress: on_progress(to_run_progress(progress)),
                     stop=self.stop.event,
                 )
         except TooManyFailures as error:
@@ -133,3 +139,41 @@ class CatalogJob:
             failure=self.failure,
             stopped_by=self.stop.signal_number if self._outcome.stopped else None,
         )
+
+
+def to_run_progress(progress: "Progress") -> RunProgress:
+    """The progress of a catalog run in the words of every run: a failed image is an ended one."""
+    return RunProgress(
+        unit="images",
+        total=progress.total,
+        done=progress.done,
+        lost=progress.failed,
+        ended=progress.finished,
+        rate_per_s=progress.rate_per_s,
+        eta_s=progress.eta_s,
+    )
+
+
+def describe_plan(plan: "CatalogPlan") -> str:
+    """36 rows: 32 to do, 0 done before, 4 refused."""
+    counts = plan.counts
+    parts = [f"{counts.to_do:,} to do", f"{counts.done:,} done before"]
+    if counts.failed_before:
+        parts.append(f"{counts.failed_before:,} failed before")
+    if counts.refused:
+        parts.append(f"{counts.refused:,} refused")
+    return f"{plural(counts.rows, 'row')}: {', '.join(parts)}"
+
+
+def print_plan(plan: "CatalogPlan") -> None:
+    """The plan's counts and cost, and the first refused rows."""
+    print_table(("", ""), plan.describe())
+    refusals = list(islice(plan.refusals(), MAX_REFUSALS))
+    if refusals:
+        out.print("\n[bold]refused[/]")
+        print_table(
+            ("row", "item_id", "why"),
+            ((str(r.index + 1), r.item_id, f"{r.code.value}: {r.message}") for r in refusals),
+        )
+    if plan.counts.refused > len(refusals):
+        out.print(f"... and {plan.counts.refused - len(refusals):,} more; the run lists them all in its results")

@@ -5,23 +5,21 @@ another run, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from ezigen.config import ConfigurationError
-from flows.parameters import describe_invalid
+from flows.exits import EXIT_FAILED, plain_errors
+from flows.feature_options import FeatureOptions
+from flows.option_sets import with_options
+from flows.pair_options import PairOptions
+from flows.plan_commands import load_options, plan_app
 from flows.results_listing import Format, Status
-from flows.run_options import RunOptions, with_run_options
-from flows.terminal import err, print_error, print_plan
+from flows.run_options import RunOptions
 
 if TYPE_CHECKING:
     from tasks.storage import RunOutput
-
-EXIT_FAILED, EXIT_WRONG, EXIT_BUSY, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 QUIET_ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -41,6 +39,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 the output is held by another run, "
     "130 and 143 stopped.",
 )
+app.add_typer(plan_app, name="plan")
 
 
 def main() -> None:
@@ -59,44 +58,8 @@ def set_up(
         os.environ["EZIGEN_DEBUG"] = "1"
 
 
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turns what a person can mend into one line and an exit code; --debug shows the traceback instead."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        err.print("stopped")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except Exception as error:  # noqa: BLE001 - the last stop: people get one line, --debug the traceback
-        debug = bool(os.environ.get("EZIGEN_DEBUG"))
-        if debug:
-            err.print_exception()
-        lines, code = _explain(error, debug=debug)
-        for line in lines:
-            print_error(line)
-        raise typer.Exit(code) from None
-
-
-def _explain(error: Exception, *, debug: bool) -> tuple[list[str], int]:
-    """What to tell a person about an error, and the exit code."""
-    from tasks.storage.lease import LeaseHeld
-
-    if isinstance(error, ValidationError):
-        return describe_invalid(error), EXIT_WRONG
-    if isinstance(error, ConfigurationError):
-        return [str(error)], EXIT_WRONG
-    if isinstance(error, LeaseHeld):
-        return [str(error)], EXIT_BUSY
-    more = (
-        ""
-        if debug
-        else "\nWhat is finished is stored; running again continues. ezigen --debug ... shows where it happened."
-    )
-    return [f"{type(error).__name__}: {error}{more}"], EXIT_FAILED
-
-
 @app.command()
-@with_run_options
+@with_options(RunOptions)
 def personalize(options: RunOptions) -> None:
     """Make the images of a catalog that are missing in the output: flow [bold]personalize_catalog[/], here and now."""
     with plain_errors():
@@ -106,29 +69,38 @@ def personalize(options: RunOptions) -> None:
         check_early(parameters)
         from flows.local_run import run_here
 
-        code = run_here(parameters)
+        code = run_here("personalize_catalog", parameters)
     raise typer.Exit(code)
 
 
 @app.command()
-@with_run_options
-def plan(options: RunOptions) -> None:
-    """Check every row, count the work and its cost. Reads no picture, loads no model, starts nothing."""
+@with_options(PairOptions)
+def pairs(options: PairOptions) -> None:
+    """Make training pairs of COCO and YouTube-VIS: flow [bold]build_pairs[/], here and now."""
     with plain_errors():
         parameters = options.parameters()
-        from flows.planning import make_plan
+        from flows.pairs_job import check_early
 
-        made = make_plan(parameters, load_options(parameters.inputs.storage_block))
-        print_plan(made)
+        check_early(parameters)
+        from flows.local_run import run_here
+
+        code = run_here("build_pairs", parameters)
+    raise typer.Exit(code)
 
 
-def load_options(storage_block: str) -> dict[str, Any]:
-    """Storage options of a block; Prefect is imported only if there is one to load."""
-    if not storage_block:
-        return {}
-    from flows.storage_block import load_storage_options
+@app.command()
+@with_options(FeatureOptions)
+def features(options: FeatureOptions) -> None:
+    """Compute once what training needs of the frozen networks: flow [bold]precompute_features[/], here and now."""
+    with plain_errors():
+        parameters = options.parameters()
+        from flows.features_job import check_early
 
-    return load_storage_options(storage_block)
+        check_early(parameters)
+        from flows.local_run import run_here
+
+        code = run_here("precompute_features", parameters)
+    raise typer.Exit(code)
 
 
 def open_output(uri: str, storage_block: str = "") -> "RunOutput":
@@ -157,6 +129,24 @@ def results(
         from flows.results_listing import list_results
 
         list_results(open_output(output, storage_block), status="failed" if failed else status, code=code, form=form)
+
+
+@app.command()
+def inspect(
+    location: Annotated[
+        str, typer.Argument(help="Folder or s3:// prefix: pairs, a feature store, an output of a run, an adapter.")
+    ],
+    item_id: Annotated[
+        str | None, typer.Option("--id", help="One pair, subject or item; its id or the beginning of it.")
+    ] = None,
+    save: Annotated[str, typer.Option(metavar="FOLDER", help="Where pictures are saved.")] = "build/inspect",
+    storage_block: Annotated[str, typer.Option(help="Prefect block ezigen-s3/NAME with endpoint and keys.")] = "",
+) -> None:
+    """Show what lies at a location: schema, counts, fingerprints, a contact sheet; of one subject its features."""
+    with plain_errors():
+        from flows.inspection import show_location
+
+        show_location(location, item_id, save, load_options(storage_block))
 
 
 @app.command()

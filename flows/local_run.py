@@ -1,10 +1,11 @@
-"""Runs the flow in this process for the command line: a server if there is none, the display, the exit code."""
+"""Runs a flow in this process for the command line: a server if there is none, the display, the exit code."""
 
 import logging
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -16,8 +17,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.logging import RichHandler
 
 from ezigen.config import ConfigurationError
-from flows.catalog_job import CatalogSummary, UnfinishedRun
-from flows.parameters import CatalogParameters
+from flows.job import Summary, UnfinishedRun
 from flows.run_logs import LOGGER_NAMES
 from flows.temporary_server import TemporaryServer
 from flows.terminal import RunDisplay, print_summary
@@ -27,15 +27,18 @@ EXIT_FAILED = 1
 DRAIN_TIMEOUT_S = 10.0
 
 
-def run_here(parameters: CatalogParameters) -> int:
-    """Runs personalize_catalog to its end and returns the exit code. Raises what the flow raised."""
+def run_here(flow_name: str, parameters: object) -> int:
+    """Runs the flow of that name to its end and returns the exit code. Raises what the flow raised.
+
+    `parameters` is a dataclass whose fields are the flow's parameters.
+    """
     # Until the run can be drained there is nothing to lose: end at once, but by the `finally` blocks.
     signal.signal(signal.SIGTERM, _exit_by_signal)
     with RunDisplay() as display, _records_shown(display), _reachable_server(display):
         display.say("planning")
         token = current_watcher.set(display)
         try:
-            state = _run_flow(parameters)
+            state = _run_flow(flow_name, parameters)
         finally:
             current_watcher.reset(token)
     value = state.result(raise_on_failure=False)
@@ -46,15 +49,13 @@ def run_here(parameters: CatalogParameters) -> int:
     return _end(value)
 
 
-def _run_flow(parameters: CatalogParameters) -> State[Any]:
-    from flows.personalize_catalog import personalize_catalog
-
-    return personalize_catalog(
-        parameters.inputs, parameters.model, parameters.sampler, parameters.cluster, return_state=True
-    )
+def _run_flow(flow_name: str, parameters: object) -> State[Any]:
+    flow = getattr(import_module(f"flows.{flow_name}"), flow_name)  # a flow is verb_object = its file
+    state: State[Any] = flow(**vars(parameters), return_state=True)
+    return state
 
 
-def _end(summary: CatalogSummary) -> int:
+def _end(summary: Summary) -> int:
     print_summary(summary)
     if summary.stopped_by is not None:
         return 128 + summary.stopped_by

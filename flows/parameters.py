@@ -1,9 +1,9 @@
-"""The parameters of a catalog run from what a person types: preset, flags, and `--set group.field=value`."""
+"""The parameters of a run from what a person types: preset, flags, and `--set group.field=value`."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -13,11 +13,18 @@ from ezigen.config import (
     CatalogInputs,
     ClusterConfig,
     ConfigurationError,
+    FeatureConfig,
+    FeatureInputs,
     ModelConfig,
+    PairConfig,
+    PairInputs,
+    RayConfig,
     SamplerConfig,
+    StackConfig,
 )
 
 Values = dict[str, Any]
+Groups = Mapping[str, type[BaseModel]]
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,37 @@ class CatalogParameters:
     cluster: ClusterConfig
 
 
-GROUPS: Mapping[str, type[BaseModel]] = {
+@dataclass(frozen=True)
+class PairParameters:
+    """The three groups that the flow `build_pairs` takes."""
+
+    inputs: PairInputs
+    pairs: PairConfig
+    cluster: RayConfig
+
+
+@dataclass(frozen=True)
+class FeatureParameters:
+    """The four groups that the flow `precompute_features` takes."""
+
+    inputs: FeatureInputs
+    model: StackConfig
+    features: FeatureConfig
+    cluster: RayConfig
+
+
+CATALOG_GROUPS: Groups = {
     "inputs": CatalogInputs,
     "model": ModelConfig,
     "sampler": SamplerConfig,
     "cluster": ClusterConfig,
+}
+PAIR_GROUPS: Groups = {"inputs": PairInputs, "pairs": PairConfig, "cluster": RayConfig}
+FEATURE_GROUPS: Groups = {
+    "inputs": FeatureInputs,
+    "model": StackConfig,
+    "features": FeatureConfig,
+    "cluster": RayConfig,
 }
 
 
@@ -47,25 +80,35 @@ def build_parameters(
     preset: str = "auto",
     assignments: Sequence[str] = (),
 ) -> CatalogParameters:
-    """Checked parameters; None means "not given". Assignments come last and win.
+    """Checked parameters of a catalog run; None means "not given". Assignments come last and win.
 
     Raises ConfigurationError for an unknown preset or field and pydantic's ValidationError for a value out of bounds.
     """
-    groups = {"inputs": inputs, "model": model, "sampler": {}, "cluster": cluster}
-    groups = {name: _given(values) for name, values in groups.items()}
-    overrides = [_parse_assignment(text) for text in assignments]
+    values = {"inputs": _given(inputs), "model": _given(model), "sampler": {}, "cluster": _given(cluster)}
+    overrides = [_parse_assignment(text, CATALOG_GROUPS) for text in assignments]
     for path, value in overrides:
         if path[0] == "model":
-            _assign(groups, path, value)
-    groups["sampler"] = _preset_values(preset, groups["model"]) | _given(sampler)
+            _assign(values, path, value)
+    values["sampler"] = _preset_values(preset, values["model"]) | _given(sampler)
     for path, value in overrides:
-        _assign(groups, path, value)
-    return CatalogParameters(
-        inputs=CatalogInputs.model_validate(groups["inputs"]),
-        model=ModelConfig.model_validate(groups["model"]),
-        sampler=SamplerConfig.model_validate(groups["sampler"]),
-        cluster=ClusterConfig.model_validate(groups["cluster"]),
-    )
+        _assign(values, path, value)
+    return CatalogParameters(**cast("Any", _validate(CATALOG_GROUPS, values)))
+
+
+def build_pair_parameters(
+    *, inputs: Values, pairs: Values, cluster: Values, assignments: Sequence[str] = ()
+) -> PairParameters:
+    """Checked parameters of `build_pairs`; see `build_parameters`."""
+    values = {"inputs": inputs, "pairs": pairs, "cluster": cluster}
+    return PairParameters(**cast("Any", _read_groups(PAIR_GROUPS, values, assignments)))
+
+
+def build_feature_parameters(
+    *, inputs: Values, model: Values, features: Values, cluster: Values, assignments: Sequence[str] = ()
+) -> FeatureParameters:
+    """Checked parameters of `precompute_features`; see `build_parameters`."""
+    values = {"inputs": inputs, "model": model, "features": features, "cluster": cluster}
+    return FeatureParameters(**cast("Any", _read_groups(FEATURE_GROUPS, values, assignments)))
 
 
 def preset_for(model: str) -> str:
@@ -75,7 +118,8 @@ def preset_for(model: str) -> str:
 
 def describe_invalid(error: ValidationError) -> list[str]:
     """One line per wrong value: the field, what is allowed, and what was given."""
-    group = {model.__name__: name for name, model in GROUPS.items()}.get(error.title, "")
+    groups = (*CATALOG_GROUPS.items(), *PAIR_GROUPS.items(), *FEATURE_GROUPS.items())
+    group = {model.__name__: name for name, model in groups}.get(error.title, "")
     return [_describe_problem(group, dict(problem)) for problem in error.errors(include_url=False)]
 
 
@@ -85,6 +129,17 @@ def _describe_problem(group: str, problem: Values) -> str:
     given = problem.get("input")
     shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
     return f"{path}: {message}{shown}" if problem["loc"] else f"{group}: {message}"
+
+
+def _read_groups(groups: Groups, given: Mapping[str, Values], assignments: Sequence[str]) -> dict[str, BaseModel]:
+    values = {name: _given(group) for name, group in given.items()}
+    for text in assignments:
+        _assign(values, *_parse_assignment(text, groups))
+    return _validate(groups, values)
+
+
+def _validate(groups: Groups, values: Mapping[str, Values]) -> dict[str, BaseModel]:
+    return {name: model.model_validate(values[name]) for name, model in groups.items()}
 
 
 def _given(values: Values) -> Values:
@@ -98,16 +153,16 @@ def _preset_values(preset: str, model: Values) -> Values:
     return PRESETS[name]().model_dump()
 
 
-def _parse_assignment(text: str) -> tuple[list[str], Any]:
+def _parse_assignment(text: str, groups: Groups) -> tuple[list[str], Any]:
     """`sampler.loops.max_loops=4` as its path and value; a value that is no JSON is taken as text."""
     name, sign, raw = text.partition("=")
     path = name.strip().split(".")
-    if not sign or len(path) < 2 or path[0] not in GROUPS:
+    if not sign or len(path) < 2 or path[0] not in groups:
         raise ConfigurationError(
-            f"--set {text!r}: write GROUP.FIELD=VALUE with one of the groups {', '.join(GROUPS)}, "
-            "as in sampler.loops.max_loops=4."
+            f"--set {text!r}: write GROUP.FIELD=VALUE with one of the groups {', '.join(groups)}, "
+            f"as in {_EXAMPLES[tuple(groups)]}."
         )
-    _check_path(text, path)
+    _check_path(text, path, groups)
     try:
         value = json.loads(raw)
     except ValueError:
@@ -115,8 +170,15 @@ def _parse_assignment(text: str) -> tuple[list[str], Any]:
     return path, value
 
 
-def _check_path(text: str, path: Sequence[str]) -> None:
-    model: type[BaseModel] | None = GROUPS[path[0]]
+_EXAMPLES = {
+    tuple(CATALOG_GROUPS): "sampler.loops.max_loops=4",
+    tuple(PAIR_GROUPS): "pairs.coco.min_area_px=500",
+    tuple(FEATURE_GROUPS): "features.batch_size=4",
+}
+
+
+def _check_path(text: str, path: Sequence[str], groups: Groups) -> None:
+    model: type[BaseModel] | None = groups[path[0]]
     for depth, name in enumerate(path[1:], start=1):
         fields = model.model_fields if model is not None else {}
         if name not in fields:

@@ -5,7 +5,7 @@ import contextvars
 import logging
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import UUID
 
 import httpx
@@ -16,17 +16,20 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.terminal import describe_counts, describe_speed
+from flows.pairs_job import SOURCE_NAMES
+from flows.progress import RunProgress
+from tasks.inspection.feature_store import draw_subjects
+from tasks.inspection.pairs_set import draw_pairs
+from tasks.inspection.sheet import to_jpeg
 from tasks.reports import SheetLayout, contact_sheet, read_figures, read_pictured_rows, summary_markdown
 from tasks.reports.remedies import explain
-from tasks.storage import RunOutput
+from tasks.storage import OutputFolder, RunOutput
 
 if TYPE_CHECKING:
-    from tasks.catalog.progress import Progress
+    from tasks.pairs.outcome import PairOutcome
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_KEY, COUNTS_KEY, REPORT_KEY = "catalog-progress", "catalog-counts", "catalog-report"
 PROGRESS_INTERVAL_S = 3.0
 SHEET_ITEMS = 12
 
@@ -38,9 +41,10 @@ class ProgressPublisher:
     waits to be sent. A server that does not answer costs a warning.
     """
 
-    def __init__(self, interval_s: float = PROGRESS_INTERVAL_S) -> None:
+    def __init__(self, key: str, interval_s: float = PROGRESS_INTERVAL_S) -> None:
+        self._key = key
         self._interval_s = interval_s
-        self._latest: Progress | None = None
+        self._latest: RunProgress | None = None
         self._ended = threading.Event()
         self._artifact_id: UUID | None = None
         context = contextvars.copy_context()
@@ -48,7 +52,7 @@ class ProgressPublisher:
 
     def __enter__(self) -> Self:
         try:
-            created = create_progress_artifact(0.0, key=PROGRESS_KEY, description="starting workers")
+            created = create_progress_artifact(0.0, key=self._key, description="starting workers")
             self._artifact_id = cast("UUID", created)  # outside of an event loop it is no coroutine
         except httpx.HTTPError as error:
             logger.warning("The progress cannot be shown: %s", error)
@@ -63,7 +67,7 @@ class ProgressPublisher:
         if self._artifact_id is not None:
             self._thread.join()
 
-    def show(self, progress: "Progress") -> None:
+    def show(self, progress: RunProgress) -> None:
         """The progress to send next; returns at once."""
         self._latest = progress
 
@@ -76,11 +80,8 @@ class ProgressPublisher:
         progress, self._latest = self._latest, None
         if progress is None or self._artifact_id is None:
             return
-        finished = progress.done + progress.failed
-        percent = 100.0 * finished / progress.total if progress.total else 100.0
-        description = ", ".join(part for part in (describe_counts(progress), describe_speed(progress)) if part)
         try:
-            update_progress_artifact(self._artifact_id, percent, description)
+            update_progress_artifact(self._artifact_id, progress.percent, progress.describe())
         except httpx.HTTPError as error:
             logger.warning("The progress could not be sent: %s", error)
 
@@ -93,14 +94,62 @@ def publish_results(output: RunOutput, report_uri: str, title: str) -> None:
         {"items": count, "status": "failed", "error code": code, "reason": explain(code).title}
         for code, count in figures.failed_by_code.most_common()
     ]
-    create_table_artifact(rows, key=COUNTS_KEY, description=f"{title}: items by status and error code")
-    page = "\n\n".join((f"# {title}", _sheet_markdown(output), summary_markdown(figures), f"Report: `{report_uri}`"))
-    create_markdown_artifact(page, key=REPORT_KEY, description=f"{title}: contact sheet and report")
+    pictured = read_pictured_rows(output, SHEET_ITEMS)
+    picture = contact_sheet(pictured, layout=SheetLayout(), max_items=SHEET_ITEMS) if pictured else None
+    _publish_table("catalog-counts", rows, f"{title}: items by status and error code")
+    _publish_page(
+        "catalog-report",
+        f"{title}: contact sheet and report",
+        f"# {title}",
+        _embed(picture, "No image has a preview."),
+        summary_markdown(figures),
+        f"Report: `{report_uri}`",
+    )
 
 
-def _sheet_markdown(output: RunOutput) -> str:
-    rows = read_pictured_rows(output, SHEET_ITEMS)
-    if not rows:
-        return "No image has a preview."
-    picture = contact_sheet(rows, layout=SheetLayout(), max_items=SHEET_ITEMS)
-    return f"![Contact sheet](data:image/jpeg;base64,{base64.b64encode(picture).decode()})"
+def publish_pairs(output: OutputFolder, outcome: "PairOutcome", card_uri: str, title: str) -> None:
+    """The table of pairs by source and refusals by reason, and the markdown page with pairs and card."""
+    rows: list[dict[str, Any]] = [
+        {"pairs": source.built, "what": f"built of {SOURCE_NAMES.get(name, name)}", "wanted": source.wanted}
+        for name, source in outcome.per_source.items()
+    ]
+    refused = sorted(outcome.refused.items(), key=lambda item: (-item[1], item[0]))
+    rows += [{"pairs": count, "what": f"refused: {reason}", "wanted": ""} for reason, count in refused]
+    sheet = draw_pairs(output)
+    _publish_table("pairs-counts", rows, f"{title}: pairs by source, refusals by reason")
+    _publish_page(
+        "pairs-card",
+        f"{title}: some pairs, and the card",
+        f"# {title}",
+        _embed(None if sheet is None else to_jpeg(sheet), "There is no pair."),
+        f"{outcome.built:,} pairs, {sum(outcome.refused.values()):,} candidates refused.",
+        f"Card: `{card_uri}`",
+    )
+
+
+def publish_features(output: OutputFolder, tables: list[dict[str, str]], manifest_uri: str, title: str) -> None:
+    """The store's tables with rows and bytes, and the markdown page with some subjects' features."""
+    sheet = draw_subjects(output)
+    _publish_table("features-tables", tables, f"{title}: rows and size by table")
+    _publish_page(
+        "features-sheet",
+        f"{title}: features of some subjects",
+        f"# {title}",
+        _embed(None if sheet is None else to_jpeg(sheet), "The store holds no subject."),
+        f"Manifest: `{manifest_uri}`",
+    )
+
+
+def _publish_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
+    create_table_artifact(rows, key=key, description=description)
+
+
+def _publish_page(key: str, description: str, *paragraphs: str) -> None:
+    create_markdown_artifact("\n\n".join(paragraphs), key=key, description=description)
+
+
+def _embed(jpeg: bytes | None, otherwise: str) -> str:
+    """A picture in the page itself, because pages of Prefect show others only from public addresses."""
+    if jpeg is None:
+        return otherwise
+    return f"![Contact sheet](data:image/jpeg;base64,{base64.b64encode(jpeg).decode()})"

@@ -1,21 +1,19 @@
 """How whoever started a run in this process follows it; flows take only parameters, so the watcher comes by context."""
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from tasks.catalog.plan import CatalogPlan
-    from tasks.catalog.progress import Progress
+from flows.progress import RunProgress
 
 
 class RunWatcher(Protocol):
-    """Is told what a catalog run does, from the run's own thread."""
+    """Is told what a run does, from the run's own thread."""
 
-    def planned(self, plan: "CatalogPlan") -> None:
-        """The plan is made."""
+    def planned(self, plan: str) -> None:
+        """The plan is made; its counts in words."""
 
-    def progressed(self, progress: "Progress") -> None:
-        """Some items have ended, or a moment has passed."""
+    def progressed(self, progress: RunProgress) -> None:
+        """Something has ended, or a moment has passed."""
 
 
 current_watcher: ContextVar[RunWatcher | None] = ContextVar("current_watcher", default=None)

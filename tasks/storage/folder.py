@@ -22,6 +22,11 @@ class OutputFolder:
         return self.root.uri
 
     @property
+    def locations(self) -> Locations:
+        """The storage options it was opened with, for what lies elsewhere in the same store."""
+        return self._locations
+
+    @property
     def filesystem(self) -> Any:
         """The filesystem, built in this process."""
         return self._locations.filesystem(self.root)

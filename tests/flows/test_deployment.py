@@ -16,13 +16,21 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelling
 
 from ezigen.config import embedded
+from flows.build_pairs import build_pairs
 from flows.personalize_catalog import personalize_catalog
+from flows.planning import read_image_size
+from flows.precompute_features import precompute_features
 from tasks.catalog.results import ResultRow
 from tasks.storage import RunOutput
 from tests.flows.conftest import ROOT, Server
 from tests.run.catalogs import write_catalog
 
 NAME = "personalize_catalog/nightly"
+NAMES = {
+    "nightly": NAME,
+    "build-pairs": "build_pairs/build-pairs",
+    "precompute-features": "precompute_features/precompute-features",
+}
 SERVER_DEFAULTS = {"day_or": True}
 
 
@@ -34,33 +42,49 @@ def deployed(prefect_server: Server) -> Server:
     return prefect_server
 
 
-@pytest.fixture
-def written() -> dict:
-    (deployment,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    return deployment
+def read_written(name: str) -> dict:
+    """The deployment of that name in prefect.yaml."""
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert {deployment["name"] for deployment in deployments} == set(NAMES)
+    return next(deployment for deployment in deployments if deployment["name"] == name)
 
 
-def test_every_key_of_the_file_reaches_the_server(deployed, written):
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_of_the_file_reaches_the_server(deployed, name):
+    written = read_written(name)
     with deployed.client() as client:
-        stored = client.read_deployment_by_name(NAME)
+        stored = client.read_deployment_by_name(NAMES[name])
         flow = client.read_flow(stored.flow_id)
     limit, strategy = written.pop("concurrency_limit").values()
-    (schedule,) = written.pop("schedules")
+    schedules = written.pop("schedules")
     pool = written.pop("work_pool")
-    (stored_schedule,) = stored.schedules
-    assert flow.name == "personalize_catalog"
-    assert {name: getattr(stored, name) for name in written} == written
+    assert flow.name == NAMES[name].partition("/")[0]
+    assert {key: getattr(stored, key) for key in written} == written
     assert stored.global_concurrency_limit.limit == limit
     assert stored.concurrency_options.collision_strategy.value == strategy
-    assert stored_schedule.active is schedule.pop("active") is False
-    assert stored_schedule.slug == schedule.pop("slug")
-    assert stored_schedule.schedule.model_dump(exclude_none=True) == schedule | SERVER_DEFAULTS
+    for stored_schedule, schedule in zip(stored.schedules, schedules, strict=True):
+        assert stored_schedule.active is schedule.pop("active") is False
+        assert stored_schedule.slug == schedule.pop("slug")
+        assert stored_schedule.schedule.model_dump(exclude_none=True) == schedule | SERVER_DEFAULTS
     assert stored.work_pool_name == pool.pop("name")
-    assert {name: getattr(stored, name) for name in pool} == pool
+    assert {key: getattr(stored, key) for key in pool} == pool
     assert stored.paused is False
 
 
-def test_the_parameters_fit_the_flow_and_exist(written):
+def test_the_nightly_deployment_has_a_schedule_that_sleeps():
+    (schedule,) = read_written("nightly")["schedules"]
+    assert schedule["active"] is False
+
+
+def test_the_parameters_of_the_training_data_fit_their_flows_and_each_other():
+    pairs = build_pairs.validate_parameters(read_written("build-pairs")["parameters"])
+    features = precompute_features.validate_parameters(read_written("precompute-features")["parameters"])
+    assert features["inputs"].pairs_uri == pairs["inputs"].output_uri
+    assert pairs["pairs"].size_px == read_image_size(features["model"].model)
+
+
+def test_the_parameters_fit_the_flow_and_exist():
+    written = read_written("nightly")
     given = personalize_catalog.validate_parameters(written["parameters"])
     assert (ROOT / given["inputs"].catalog_uri).is_file()
     assert given["model"].model == "mini"

@@ -20,14 +20,14 @@ from prefect.states import Failed
 import flows.personalize_catalog as personalization
 import tasks.catalog.run
 from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError
-from flows import publishing
+from flows import endings, publishing, stages
 from flows.catalog_job import CatalogSummary, UnfinishedRun
 from flows.personalize_catalog import personalize_catalog
+from flows.progress import RunProgress
 from flows.publishing import ProgressPublisher
 from flows.storage_block import EzigenS3, load_storage_options
 from flows.watching import current_watcher
 from tasks.catalog.outcome import RunOutcome
-from tasks.catalog.progress import Progress
 from tasks.cluster.connection import ClusterLost
 from tasks.storage import Locations, RunOutput
 from tasks.storage.lease import Lease, LeaseHeld, LeaseLost
@@ -76,7 +76,7 @@ class Follower:
         self.plans, self.moments = [], []
 
     def planned(self, plan):
-        self.plans.append(plan.counts)
+        self.plans.append(plan)
 
     def progressed(self, progress):
         self.moments.append(progress)
@@ -95,7 +95,7 @@ def test_a_run_shows_its_state_counts_pictures_and_logs(tmp_path, reporting_here
     assert state.message == summary.describe() == "3 done, 3 failed"
     assert_complete(tmp_path / "tonight", 6, failed={"item-0", "item-4", "item-5"})
     assert (tmp_path / "tonight" / "report.html").is_file()
-    assert follower.plans[0].to_do == 5
+    assert follower.plans == ["6 rows: 5 to do, 0 done before, 1 refused"]
     assert follower.moments[-1].done == 3
 
     flow_run_id = state.state_details.flow_run_id
@@ -114,7 +114,7 @@ def test_a_run_shows_its_state_counts_pictures_and_logs(tmp_path, reporting_here
 
     names = {log.name for log in logs_of(flow_run_id)}
     messages = [log.message for log in logs_of(flow_run_id)]
-    assert {"tasks.catalog.run", "ezigen.worker", "flows.personalize_catalog"} <= names
+    assert {"tasks.catalog.run", "ezigen.worker", "flows.stages"} <= names
     assert any("6 rows: 5 to do" in message for message in messages)
 
 
@@ -234,7 +234,7 @@ def test_a_lost_cluster_is_tried_again_with_a_new_plan(tmp_path, reporting_here,
     ],
 )
 def test_trying_again_is_for_what_may_pass(error, helps):
-    assert personalization.may_pass(None, None, Failed(data=error)) is helps
+    assert stages.may_pass(None, None, Failed(data=error)) is helps
 
 
 def make_summary(**changes):
@@ -243,23 +243,27 @@ def make_summary(**changes):
 
 
 def test_the_end_in_prefects_words(monkeypatch):
-    completed = personalization.to_state(make_summary())
+    completed = endings.to_state(make_summary())
     assert (completed.type, completed.message) == (StateType.COMPLETED, "5 done, 1 failed")
-    failed = personalization.to_state(make_summary(failure="too many"))
+    failed = endings.to_state(make_summary(failure="too many"))
     assert (failed.type, failed.message) == (StateType.FAILED, "too many")
-    interrupted = personalization.to_state(make_summary(stopped_by=signal.SIGINT))
+    interrupted = endings.to_state(make_summary(stopped_by=signal.SIGINT))
     assert interrupted.type is StateType.CANCELLED
     assert interrupted.message == "stopped by SIGINT: 5 done, 1 failed, 3 left; run again to continue"
     for asked, expected in ((True, StateType.CANCELLED), (False, StateType.CRASHED)):
-        monkeypatch.setattr(personalization, "was_cancelled", lambda _number, asked=asked: asked)
-        assert personalization.to_state(make_summary(stopped_by=signal.SIGTERM)).type is expected
+        monkeypatch.setattr(endings, "was_cancelled", lambda _number, asked=asked: asked)
+        assert endings.to_state(make_summary(stopped_by=signal.SIGTERM)).type is expected
 
 
 @pytest.mark.filterwarnings("ignore:Artifact creation outside:FutureWarning")
 def test_a_server_that_is_away_costs_a_warning_and_no_time(caplog):
     away = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
-    with temporary_settings(away), caplog.at_level(logging.WARNING), ProgressPublisher(interval_s=0.01) as publisher:
-        publisher.show(Progress(total=2, done=1, failed=0, in_flight=1, rate_per_s=1.0, eta_s=1.0))
+    with (
+        temporary_settings(away),
+        caplog.at_level(logging.WARNING),
+        ProgressPublisher("test", interval_s=0.01) as publisher,
+    ):
+        publisher.show(RunProgress("images", total=2, done=1, ended=1, rate_per_s=1.0, eta_s=1.0))
     assert "progress cannot be shown" in caplog.text
 
 
@@ -269,6 +273,6 @@ def test_progress_that_cannot_be_sent_does_not_end_the_run(reporting_here, caplo
         raise httpx.ConnectError("the server is away")
 
     monkeypatch.setattr(publishing, "update_progress_artifact", fail)
-    with caplog.at_level(logging.WARNING), ProgressPublisher(interval_s=0.01) as publisher:
-        publisher.show(Progress(total=2, done=1, failed=0, in_flight=1, rate_per_s=1.0, eta_s=1.0))
+    with caplog.at_level(logging.WARNING), ProgressPublisher("test", interval_s=0.01) as publisher:
+        publisher.show(RunProgress("images", total=2, done=1, ended=1, rate_per_s=1.0, eta_s=1.0))
     assert "progress could not be sent: the server is away" in caplog.text

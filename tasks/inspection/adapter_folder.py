@@ -1,0 +1,60 @@
+"""An adapter's folder: its card, its fingerprint and its tensors. Reads no weights but the header of their file."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from ezigen.adapters.card import CARD_FILE, WEIGHTS_FILE, adapter_fingerprint, find_checkpoint, read_card
+from ezigen.config import ConfigurationError
+from ezigen.models.location import check_safetensors
+from tasks.inspection.view import Table, View, settings_facts
+
+_AUTHORS_PARTS = (".adapter.", ".adapter_norm.", "learnable_weights")
+
+
+def inspect_adapter(folder: Path) -> View:
+    """The card, what tells the adapter from others, and its tensors. Raises ConfigurationError if it is damaged."""
+    facts = [
+        ("kind", "adapter"),
+        ("location", str(folder)),
+        ("fingerprint", adapter_fingerprint(str(folder), "")),
+    ]
+    weights = folder / WEIGHTS_FILE
+    if weights.is_file():
+        card = read_card(folder)
+        facts += [
+            ("format", f"{WEIGHTS_FILE} and {CARD_FILE}, version {card.format_version}"),
+            ("made for", f"{card.base_model or 'unknown'} {card.base_fingerprint}".strip()),
+            ("adapters", f"{card.num_adapters:,} with {card.num_parameters:,} numbers"),
+            ("extra residual", "yes, as in the authors' release" if card.extra_residual else "no"),
+            *settings_facts("training", card.training),
+        ]
+        tensors = _read_header(weights)
+    else:
+        tensors = _authors_tensors(folder, facts)
+    rows = tuple((name, entry["dtype"], "x".join(map(str, entry["shape"]))) for name, entry in sorted(tensors.items()))
+    return View(f"adapter at {folder}", tuple(facts), (Table("tensors", ("tensor", "type", "shape"), rows),))
+
+
+def _authors_tensors(folder: Path, facts: list[tuple[str, str]]) -> dict[str, Any]:
+    checkpoint = find_checkpoint(folder)
+    if checkpoint is None:
+        raise ConfigurationError(f"{folder}: {WEIGHTS_FILE} is missing; copy the whole adapter folder")
+    facts.append(("format", f"the authors' checkpoint, {checkpoint.name}, {checkpoint.stat().st_size:,} bytes"))
+    if checkpoint.suffix != ".safetensors":
+        facts.append(("tensors", "not listed: the file is a pickle"))
+        return {}
+    tensors = _read_header(checkpoint)
+    used = {name: entry for name, entry in tensors.items() if any(part in name for part in _AUTHORS_PARTS)}
+    facts.append(("tensors", f"{len(used):,} of the adapters among {len(tensors):,}"))
+    return used
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    check_safetensors(path)
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header
