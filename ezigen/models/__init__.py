@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from ezigen.models.blocks import transformer_blocks
     from ezigen.models.image_encoder import ImageEncoder, load_image_encoder
     from ezigen.models.pixels import to_image, to_pixels
-    from ezigen.models.stack import Stack, decode_latents, encode_pictures, encode_prompts, load_stack
+    from ezigen.models.stack import (
+        Stack,
+        decode_latents,
+        encode_pictures,
+        encode_posterior,
+        encode_prompts,
+        load_stack,
+        tokenize_prompts,
+    )
     from ezigen.models.text_image_encoder import TextImageEncoder, load_text_image_encoder
 
 __all__ = [
@@ -22,6 +30,7 @@ __all__ = [
     "TextImageEncoder",
     "decode_latents",
     "encode_pictures",
+    "encode_posterior",
     "encode_prompts",
     "load_image_encoder",
     "load_stack",
@@ -30,6 +39,7 @@ __all__ = [
     "resolve_folder",
     "to_image",
     "to_pixels",
+    "tokenize_prompts",
     "transformer_blocks",
 ]
 
@@ -41,12 +51,14 @@ __getattr__ = lazy_names(
         "TextImageEncoder": "text_image_encoder",
         "decode_latents": "stack",
         "encode_pictures": "stack",
+        "encode_posterior": "stack",
         "encode_prompts": "stack",
         "load_image_encoder": "image_encoder",
         "load_stack": "stack",
         "load_text_image_encoder": "text_image_encoder",
         "to_image": "pixels",
         "to_pixels": "pixels",
+        "tokenize_prompts": "stack",
         "transformer_blocks": "blocks",
     },
 )

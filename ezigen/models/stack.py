@@ -152,16 +152,24 @@ def encode_prompts(stack: Stack, prompts: Sequence[str]) -> Tensor:
 
     Words beyond L tokens (77 for Stable Diffusion) have no influence; a warning says so.
     """
+    tokens = tokenize_prompts(stack, prompts)
+    masked = getattr(stack.text_encoder.config, "use_attention_mask", False)
+    mask = tokens.attention_mask.to(stack.device) if masked else None
+    embeddings: Tensor = stack.text_encoder(tokens.input_ids.to(stack.device), attention_mask=mask)[0]
+    return embeddings
+
+
+def tokenize_prompts(stack: Stack, prompts: Sequence[str]) -> Any:
+    """What the text encoder takes, on the CPU: `input_ids` and `attention_mask`, both (B, L) int64; see
+    `encode_prompts`.
+    """
     length = min(stack.tokenizer.model_max_length, stack.text_encoder.config.max_position_embeddings)
     options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
     tokens = stack.tokenizer(list(prompts), return_tensors="pt", **options)
     for prompt, real_tokens in zip(prompts, tokens.attention_mask.sum(dim=1).tolist(), strict=True):
         if real_tokens == length:
             _warn_if_cut(stack, prompt, length)
-    masked = getattr(stack.text_encoder.config, "use_attention_mask", False)
-    mask = tokens.attention_mask.to(stack.device) if masked else None
-    embeddings: Tensor = stack.text_encoder(tokens.input_ids.to(stack.device), attention_mask=mask)[0]
-    return embeddings
+    return tokens
 
 
 @torch.no_grad()
@@ -176,6 +184,18 @@ def encode_pictures(stack: Stack, pixels: Tensor, noise: Tensor | None = None) -
         latents = latents + posterior.std.float() * noise.to(stack.device)
     scaled: Tensor = latents * stack.vae.config.scaling_factor
     return scaled
+
+
+@torch.no_grad()
+def encode_posterior(stack: Stack, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the VAE's posterior of pixels (B, 3, H, W) in [-1, 1]: (B, c, h, w) each, in fp32.
+
+    Both are scaled as the UNet expects them (the mean by the scaling factor, the variance by its square), so that
+    mean + sqrt(variance) * noise is a latent.
+    """
+    posterior = stack.vae.encode(pixels.to(stack.device, stack.dtype)).latent_dist
+    factor = stack.vae.config.scaling_factor
+    return posterior.mean.float() * factor, posterior.logvar.float().exp() * factor**2
 
 
 @torch.no_grad()

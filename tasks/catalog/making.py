@@ -17,6 +17,7 @@ from ezigen.config import ErrorCode, ItemError
 from ezigen.images import Picture, decode_picture, encode_png, thumbnail_strip
 from tasks.catalog.results import ResultRow, failed_row
 from tasks.catalog.rows import Item
+from tasks.cluster.faults import is_device_fault, is_out_of_memory
 from tasks.cluster.worker import BatchTooLarge, WorkerBroken
 from tasks.storage import Locations, RunOutput
 
@@ -184,9 +185,9 @@ class ImageMaker:
             try:
                 return self._generator.generate(requests)
             except Exception as error:
-                if _is_device_fault(error):
+                if is_device_fault(error):
                     raise WorkerBroken(f"the device failed: {_describe(error)}") from error
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 message = f"no memory for {len(requests)} images at once: {_describe(error)}"
             if self._num_slots == 1:
@@ -210,7 +211,7 @@ class ImageMaker:
             try:
                 work.scores = self._scorer.score(work.sample.image, work.item.row.prompt, work.subjects)
             except Exception as error:
-                if _is_device_fault(error):
+                if is_device_fault(error):
                     raise WorkerBroken(f"the device failed: {_describe(error)}") from error
                 logger.exception("item %r has no scores", work.item.row.item_id)
 
@@ -326,24 +327,6 @@ def _with_seconds(rows: Sequence[ResultRow], batch_seconds: float) -> list[Resul
 def _describe(error: BaseException, max_chars: int = 300) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:max_chars]}"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    torch = sys.modules.get("torch")
-    return torch is not None and (
-        isinstance(error, torch.OutOfMemoryError)
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-    )
-
-
-def _is_device_fault(error: Exception) -> bool:
-    """After most CUDA errors every further call of this process fails, whatever the item."""
-    torch = sys.modules.get("torch")
-    if torch is None or isinstance(error, torch.OutOfMemoryError):
-        return False
-    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 
 
 def _free_memory() -> None:

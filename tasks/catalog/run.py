@@ -3,14 +3,11 @@
 import contextlib
 import dataclasses
 import logging
-import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError, ItemError, ModelConfig, SamplerConfig
@@ -24,10 +21,11 @@ from tasks.catalog.rows import Item
 from tasks.catalog.shard_writer import ShardWriter
 from tasks.cluster import Cluster, WorkerPlan, connect, plan_workers
 from tasks.cluster.environment import SecretVariables
+from tasks.cluster.model_memory import worker_memory_bytes
 from tasks.cluster.planner import Condemned, PoolLimits
 from tasks.storage import RunOutput, RunRecord, RunState, compact_results, new_run_id, remove_leftovers
 from tasks.storage.lease import Lease, LeaseLost
-from tasks.storage.run_record import now_text
+from tasks.storage.run_record import now_text, package_versions
 
 __all__ = ["CatalogRun", "Progress", "RunOutcome", "TooManyFailures", "run_catalog"]
 
@@ -35,8 +33,6 @@ logger = logging.getLogger(__name__)
 worker_logger = logging.getLogger("ezigen.worker")
 
 _PACKAGES = ("ezigen-pipeline", "torch", "diffusers", "transformers", "ray", "pyarrow")
-_WORKER_OVERHEAD_BYTES = 1200 * 2**20
-_BYTES_PER_WEIGHT_BYTE = 1.5
 _LEFTOVER_AGE_S = 2.0
 """Younger temporary files may be the lease's; at the end of a run nobody else writes."""
 
@@ -199,7 +195,7 @@ class _Execution:
         return cluster.model_copy(update={"accelerator": accelerator})
 
     def _plan_workers(self, cluster: Cluster) -> WorkerPlan:
-        return plan_workers(self._cluster_config(), cluster.nodes, _estimate_memory(self.run.model.model))
+        return plan_workers(self._cluster_config(), cluster.nodes, worker_memory_bytes(self.run.model.model))
 
     def _spawner(self, workers: WorkerPlan) -> Callable[[str], Any]:
         import ray
@@ -331,24 +327,5 @@ def _new_record(run: CatalogRun) -> RunRecord:
         sampler=run.sampler.model_dump(mode="json"),
         cluster=run.cluster.model_dump(mode="json"),
         fingerprints=dataclasses.asdict(run.plan.fingerprint),
-        versions=_versions(),
+        versions=package_versions(_PACKAGES),
     )
-
-
-def _versions() -> Mapping[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _estimate_memory(model: str) -> int:
-    """Bytes of main memory that a worker with this model takes, for choosing their number; 0 if it cannot be told."""
-    if model == "mini":
-        return _WORKER_OVERHEAD_BYTES
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return 0
-    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    return int(_WORKER_OVERHEAD_BYTES + _BYTES_PER_WEIGHT_BYTE * weights)

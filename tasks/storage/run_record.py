@@ -1,10 +1,13 @@
 """run.json: what a run was asked to do, with which code and models, and what came of it."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Self
 
 RunState = Literal["running", "finished", "stopped", "failed"]
@@ -98,3 +101,12 @@ def new_run_id() -> str:
 def now_text() -> str:
     """The time in the form that run.json uses."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed, for `RunRecord.versions`."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -1,0 +1,17 @@
+"""How much main memory a worker with a model takes, for choosing the number of workers."""
+
+from pathlib import Path
+
+_WORKER_OVERHEAD_BYTES = 1200 * 2**20
+_BYTES_PER_WEIGHT_BYTE = 1.5
+
+
+def worker_memory_bytes(model: str) -> int:
+    """Bytes of main memory that a worker with this model takes; 0 if it cannot be told."""
+    if model == "mini":
+        return _WORKER_OVERHEAD_BYTES
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return 0
+    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    return int(_WORKER_OVERHEAD_BYTES + _BYTES_PER_WEIGHT_BYTE * weights)
