@@ -46,11 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--side", type=int, default=256, help="side of a picture in px")
         command.add_argument("--seed", type=int, default=0)
         command.add_argument(
-            "--images", type=int, default=10, help="training pictures (coco), source pictures per subject (dreamedit)"
+            "--images",
+            "--num-images",
+            type=int,
+            default=10,
+            help="training pictures (coco), source pictures per subject (dreamedit)",
         )
-        command.add_argument("--videos", type=int, default=4)
-        command.add_argument("--frames", type=int, default=12, help="frames per video")
-        command.add_argument("--subjects", type=int, default=8)
+        command.add_argument("--videos", "--num-videos", type=int, default=4)
+        command.add_argument("--frames", "--num-frames", type=int, default=12, help="frames per video")
+        command.add_argument("--subjects", "--num-subjects", type=int, default=8)
     return parser
 
 
