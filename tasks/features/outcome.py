@@ -19,6 +19,8 @@ class FeatureOutcome:
     num_bytes: Mapping[str, int] = field(default_factory=dict)
     """By table: subjects, latents, texts, samples, index."""
     seconds: float = 0.0
+    subjects_made: int = 0
+    """By this run."""
     shards_made: int = 0
     shards_kept: int = 0
     """Shards that earlier runs had stored."""
