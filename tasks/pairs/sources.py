@@ -49,7 +49,7 @@ def open_data_sets(inputs: PairInputs, locations: Locations | None = None) -> li
 
 def list_settings(inputs: PairInputs, config: PairConfig, data_sets: list[DataSet]) -> dict[str, Setting]:
     """Everything that decides about the pairs, by the name that an error can give it."""
-    settings: dict[str, Setting] = {"format": _FORMAT}
+    settings: dict[str, Setting] = {"format": _FORMAT, "inputs.num_coco_pairs": 0, "inputs.num_youtube_vis_pairs": 0}
     for data in data_sets:
         settings |= _of_source(inputs, data)
     settings["inputs.max_picture_side_px"] = inputs.max_picture_side_px

@@ -171,7 +171,20 @@ class _Columns(NamedTuple):
     x_ticks: tuple[Tick, ...]
 
 
-def _value_columns(bins: SparseBins, low: float, high: float, unit: str = "") -> _Columns:
+def value_chart(name: str, titles: tuple[str, str], note: str, bins: SparseBins, noun: str) -> Chart | None:
+    """Counted things by a value, from the lowest to the highest one; None if nothing was counted.
+
+    titles: of the chart and of its horizontal axis.
+    """
+    entries = bins.items()
+    if not entries:
+        return None
+    columns = _value_columns(bins, entries[0][0], entries[-1][0] + bins.width, noun=noun)
+    title, x_title = titles
+    return _chart(name, title, note, (x_title, f"{noun}s"), (f"{noun}s",), *columns, whole=True)
+
+
+def _value_columns(bins: SparseBins, low: float, high: float, unit: str = "", noun: str = "image") -> _Columns:
     """Columns of a round width that hold the values from `low` to `high`."""
     width = _nice_step((high - low) / 24)
     start = math.floor(low / width + 1e-9) * width
@@ -179,7 +192,7 @@ def _value_columns(bins: SparseBins, low: float, high: float, unit: str = "") ->
     counts = rebin(bins.items(), bins.width, start, width, num_columns)
     edges = [f"{start + i * width:.6g}" for i in range(num_columns + 1)]
     bars = tuple(
-        Bar(f"{low_edge} to {high_edge} {unit}".strip(), (count,), (plural(count, "image"),))
+        Bar(f"{low_edge} to {high_edge} {unit}".strip(), (count,), (plural(count, noun),))
         for (low_edge, high_edge), count in zip(pairwise(edges), counts, strict=True)
     )
     span = width * num_columns
@@ -194,9 +207,11 @@ def _chart(
     series: tuple[str, ...],
     bars: tuple[Bar, ...],
     x_ticks: tuple[Tick, ...],
+    *,
+    whole: bool | None = None,
 ) -> Chart:
     highest = max(sum(bar.values) for bar in bars)
-    values = _ticks(highest, 4, whole=series == ("images",))
+    values = _ticks(highest, 4, whole=series == ("images",) if whole is None else whole)
     if values[-1] < highest:
         values.append(2 * values[-1] - values[-2] if len(values) > 1 else 1.0)
     y_top = values[-1] or 1.0

@@ -1,0 +1,117 @@
+"""What is planned, against every candidate of the data sets sorted by brute force."""
+
+import os
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+
+from ezigen.config import ConfigurationError
+from tasks.datasets.coco import CocoReader
+from tasks.datasets.youtube_vis import YoutubeVisReader
+from tasks.pairs.sampling import group_hash
+from tasks.storage import RunOutput, RunRecord
+from tests.pairs_run.conftest import CONFIG, Build, stored_bytes
+
+
+def candidates(world) -> dict[str, list[tuple[int, int, str]]]:
+    """(rank, hash, group) of every candidate by source, in the order in which they are to be taken."""
+    units = [*CocoReader(str(world.coco)).read(CONFIG.coco)]
+    units += YoutubeVisReader(str(world.youtube_vis)).read(CONFIG.youtube_vis)
+    found = {"coco": [], "youtube_vis": []}
+    for unit in units:
+        place = group_hash(CONFIG.seed, unit.group_id)
+        found[unit.source] += [(rank, place, unit.group_id) for rank in range(unit.num_candidates)]
+    return {source: sorted(entries) for source, entries in found.items()}
+
+
+def planned(folder) -> list[list[tuple[str, int]]]:
+    """(group, rank) of every candidate in plan/, by shard."""
+    shards = []
+    for path in sorted((folder / "plan").glob("*.parquet")):
+        rows = pq.read_table(path).to_pylist()
+        shards.append([(row["group_id"], rank) for row in rows for rank in range(row["rank_start"], row["rank_stop"])])
+    return shards
+
+
+def test_every_group_gives_its_first_pair_before_any_gives_its_second(world, tmp_path):
+    plan = Build(world.inputs(tmp_path)).plan()
+    everything = candidates(world)
+    wanted = {
+        (group, rank) for source, n in (("coco", 40), ("youtube_vis", 30)) for rank, _, group in everything[source][:n]
+    }
+    shards = planned(tmp_path)
+    taken = [candidate for shard in shards for candidate in shard]
+    assert Counter(taken) == Counter(wanted)
+    assert [group_hash(CONFIG.seed, group) for group, _ in taken] == sorted(
+        group_hash(CONFIG.seed, g) for g, _ in taken
+    )
+    assert len(shards) == len(plan.shards) == len(plan.to_do)
+    assert {source: len(everything[source]) for source in everything} == {
+        source: one.candidates for source, one in plan.sources.items()
+    }
+    assert plan.sources["coco"].groups == len({group for _, _, group in everything["coco"]})
+    assert ("coco: pairs wanted", "40") in plan.describe()
+
+
+def test_more_wanted_than_there_is_takes_everything(world, tmp_path):
+    plan = Build(world.inputs(tmp_path, num_coco_pairs=10**6)).plan()
+    assert plan.sources["coco"].planned == plan.sources["coco"].candidates < 10**6
+    assert plan.expected == plan.sources["coco"].candidates + 30
+
+
+def test_a_look_writes_nothing_and_a_second_plan_reads_no_annotations(world, tmp_path):
+    build = Build(world.inputs(tmp_path / "out"))
+    looked = build.plan(store=False)
+    assert not (tmp_path / "out").exists()
+    first = build.plan()
+    assert looked.sources["coco"].candidates == first.sources["coco"].candidates
+    before = stored_bytes(tmp_path / "out")
+    files = [world.coco / "annotations/instances_train2014.json", world.youtube_vis / "instances.json"]
+    kept = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
+    try:
+        for path, (data, mtime) in zip(files, kept, strict=True):
+            path.write_bytes(b"?" * len(data))
+            os.utime(path, ns=(mtime, mtime))
+        assert build.plan() == first
+    finally:
+        for path, (data, mtime) in zip(files, kept, strict=True):
+            path.write_bytes(data)
+            os.utime(path, ns=(mtime, mtime))
+    assert stored_bytes(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "named"),
+    [
+        ({}, {"seed": 4}, "pairs.seed 3, and now it is 4"),
+        ({"num_coco_pairs": 41}, {}, "inputs.num_coco_pairs 40, and now it is 41"),
+        ({"num_youtube_vis_pairs": 0}, {}, "inputs.num_youtube_vis_pairs 30, and now it is 0"),
+    ],
+)
+def test_another_setting_in_the_same_output_is_named(world, tmp_path, changes, settings, named):
+    Build(world.inputs(tmp_path)).plan()
+    other = Build(world.inputs(tmp_path, **changes), CONFIG.model_copy(update=settings))
+    with pytest.raises(ConfigurationError, match="choose another output_uri") as error:
+        other.plan()
+    assert named in str(error.value)
+
+
+def test_an_output_that_holds_something_else_is_refused(world, tmp_path):
+    output = RunOutput(str(tmp_path))
+    output.write_run(RunRecord("run", "finished", "2026-01-01T00:00:00+00:00"))
+    with pytest.raises(ConfigurationError, match="the output of personalize_catalog"):
+        Build(world.inputs(tmp_path)).plan()
+    with pytest.raises(ConfigurationError, match="no pairs are wanted"):
+        Build(world.inputs(tmp_path / "new", num_coco_pairs=0, num_youtube_vis_pairs=0)).plan()
+
+
+def test_a_plan_that_was_cut_off_is_made_again_without_its_remains(world, tmp_path):
+    build = Build(world.inputs(tmp_path))
+    build.plan()
+    before = stored_bytes(tmp_path)
+    (tmp_path / "plan/plan.json").unlink()
+    (tmp_path / "plan/r0-00099.parquet").write_bytes(b"of a larger plan")
+    (tmp_path / "units/00077.parquet").write_bytes(b"of a larger plan")
+    build.plan()
+    assert stored_bytes(tmp_path) == before
