@@ -33,8 +33,12 @@ def inspect_adapter(folder: Path) -> View:
         tensors = _read_header(weights)
     else:
         tensors = _authors_tensors(folder, facts)
-    rows = tuple((name, entry["dtype"], "x".join(map(str, entry["shape"]))) for name, entry in sorted(tensors.items()))
+    rows = tuple((name, entry["dtype"], _shape(entry["shape"])) for name, entry in sorted(tensors.items()))
     return View(f"adapter at {folder}", tuple(facts), (Table("tensors", ("tensor", "type", "shape"), rows),))
+
+
+def _shape(lengths: list[int]) -> str:
+    return "x".join(map(str, lengths)) or "one number"
 
 
 def _authors_tensors(folder: Path, facts: list[tuple[str, str]]) -> dict[str, Any]:

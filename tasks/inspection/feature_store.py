@@ -15,7 +15,7 @@ from tasks.inspection.components import draw_components
 from tasks.inspection.near import find_id
 from tasks.inspection.pairs_set import Row, find_pair, subject_picture
 from tasks.inspection.run_facts import run_facts
-from tasks.inspection.sheet import Cell, draw_sheet, to_jpeg, to_png
+from tasks.inspection.sheet import Cell, draw_sheet, enlarge, to_jpeg, to_png
 from tasks.inspection.view import SavedPicture, Table, View, schema_table
 from tasks.storage import OutputFolder
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tasks.features.reader import FeatureStore, SubjectBatch
 
 SHEET_SUBJECTS, SHEET_BLOCKS = 6, 6
-SHEET_PX, SUBJECT_PX = 112, 144
+PANEL_PX = 144
 
 Samples = dict[str, tuple[str, str]]
 """subject_id -> (shard, pair_id) of one pair with it."""
@@ -49,20 +49,20 @@ def inspect_store(output: OutputFolder) -> View:
     ]
     tables = [_block_table(identity)] if identity.blocks else []
     if manifest is None:
-        return View(f"feature store at {output.root_uri}", tuple(facts), tuple(tables))
+        return View(f"feature store at {output.root_uri}", tuple(dict(facts).items()), tuple(tables))
     _, shards, index = manifest
     rows, sizes = Counter[str](), Counter[str]()
     for file in (*(file for shard in shards for file in shard.files), index):
         table = file.path.partition("/")[0].removesuffix(".parquet")
-        rows[table] += file.rows if "/" in file.path or table == "index" else 0
+        rows[table] += 0 if file.path.startswith("index/") else file.rows  # index.parquet has them all once more
         sizes[table] += file.num_bytes
     listed = tuple((name, f"{rows[name]:,}", f"{size:,}") for name, size in sizes.items())
     tables.insert(0, Table("tables", ("table", "rows", "bytes"), listed))
     facts.insert(3, ("shards", f"{len(shards):,}"))
     tables.append(_subject_schema(identity))
     sheet = draw_subjects(output)
-    pictures = () if sheet is None else (SavedPicture("features.jpg", to_jpeg(sheet, quality=92)),)
-    return View(f"feature store at {output.root_uri}", tuple(facts), tuple(tables), pictures)
+    pictures = () if sheet is None else (SavedPicture("contact-sheet.jpg", to_jpeg(sheet, quality=92)),)
+    return View(f"feature store at {output.root_uri}", tuple(dict(facts).items()), tuple(tables), pictures)
 
 
 def inspect_subject(output: OutputFolder, wanted: str) -> View:
@@ -81,7 +81,7 @@ def inspect_subject(output: OutputFolder, wanted: str) -> View:
     if row is not None:
         cells.insert(0, Cell((subject_picture(row),), ("subject", row["subject_class"])))
     rows = tuple((name, note) for name, note, _ in panels)
-    sheet = draw_sheet(cells, picture_px=SUBJECT_PX, num_columns=6, title=f"features of subject {subject_id}")
+    sheet = draw_sheet(cells, picture_px=PANEL_PX, num_columns=6, title=f"features of subject {subject_id}")
     return View(
         f"subject {subject_id}",
         tuple(facts),
@@ -104,7 +104,7 @@ def draw_subjects(output: OutputFolder, num_subjects: int = SHEET_SUBJECTS) -> I
         pictures = ([] if row is None else [subject_picture(row)]) + panels
         name = batch.subject_classes[0] if batch else "" if row is None else row["subject_class"]
         cells.append(Cell(tuple(pictures), (f"{name}  {subject_id}",)))
-    return draw_sheet(cells, picture_px=SHEET_PX, num_columns=1, title=_legend(store)) if cells else None
+    return draw_sheet(cells, picture_px=PANEL_PX, num_columns=1, title=_legend(store)) if cells else None
 
 
 def find_samples(output: OutputFolder, store: "FeatureStore", subject_ids: set[str]) -> Samples:
@@ -156,7 +156,8 @@ def _panels(
     if batch is None:
         latent = store.read_subject_latent(subject_id).float().numpy()
         channels, height, width = latent.shape
-        yield "latent", f"{height}x{width}, {channels} channels", draw_components(latent.reshape(channels, -1).T)
+        picture = draw_components(latent.reshape(channels, -1).T)
+        yield "latent", f"{height}x{width}, {channels} channels", enlarge(picture, PANEL_PX, cells=True)
         return
     for name in sorted(batch.features.tokens, key=_execution_order):
         tokens = batch.features.tokens[name][0]
@@ -165,11 +166,8 @@ def _panels(
         kept: npt.NDArray[np.bool_] | None = None if batch.kept is None else batch.kept[name][0].numpy()
         side = round((len(tokens) if kept is None else len(kept)) ** 0.5)
         stored = "" if kept is None else f", {len(tokens)} stored"
-        yield (
-            short_name(name),
-            f"{side}x{side} x {tokens.shape[1]}{stored}",
-            draw_components(tokens.float().numpy(), kept),
-        )
+        picture = enlarge(draw_components(tokens.float().numpy(), kept), PANEL_PX, cells=True)
+        yield short_name(name), f"{side}x{side} x {tokens.shape[1]}{stored}", picture
 
 
 def short_name(block: str) -> str:

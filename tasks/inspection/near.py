@@ -29,8 +29,8 @@ def find_id(wanted: str, ids: Iterable[str], what: str, where: str) -> str:
     if wanted and len(beginning) == 1:
         return beginning.pop()
     if beginning:
-        shown = ", ".join(sorted(beginning)[:MAX_NEAR])
-        raise ConfigurationError(f"--id {wanted!r} is the beginning of several {what}s of {where}: {shown}, ...")
+        shown = ", ".join(sorted(beginning)[:MAX_NEAR]) + (", ..." if len(beginning) > MAX_NEAR else "")
+        raise ConfigurationError(f"--id {wanted!r} is the beginning of several {what}s of {where}: {shown}")
     if not nearest:
         raise ConfigurationError(f"--id {wanted!r}: {where} holds no {what} at all.")
     shown = ", ".join(known for _, known in sorted(nearest, reverse=True))

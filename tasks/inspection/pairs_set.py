@@ -58,7 +58,7 @@ def inspect_pairs(output: OutputFolder) -> View:
     if shards:
         tables.append(schema_table("columns of pairs", _schema(output, f"pairs/{next(iter(shards))}")))
     sheet = draw_pairs(output)
-    pictures = () if sheet is None else (SavedPicture("pairs.jpg", to_jpeg(sheet)),)
+    pictures = () if sheet is None else (SavedPicture("contact-sheet.jpg", to_jpeg(sheet)),)
     return View(f"pairs at {output.root_uri}", tuple(facts), tuple(tables), pictures)
 
 

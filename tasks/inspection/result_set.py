@@ -34,7 +34,7 @@ def inspect_results(output: RunOutput) -> View:
         codes = Counter({str(code): count for code, count in figures.failed_by_code.items()})
         tables.insert(0, counts_table("failed", "error code", codes))
     rows = read_pictured_rows(output, SHEET_ITEMS)
-    pictures = (SavedPicture("results.jpg", contact_sheet(rows)),) if rows else ()
+    pictures = (SavedPicture("contact-sheet.jpg", contact_sheet(rows)),) if rows else ()
     return View(f"results at {output.root_uri}", tuple(facts), tuple(tables), pictures)
 
 

@@ -66,11 +66,11 @@ def with_box(picture: Image.Image, box: Sequence[float], picture_px: int) -> Ima
     return shown
 
 
-def enlarge(picture: Image.Image, picture_px: int) -> Image.Image:
-    """The picture as a square of picture_px; small grids keep their cells visible."""
+def enlarge(picture: Image.Image, picture_px: int, *, cells: bool = False) -> Image.Image:
+    """The picture as a square of picture_px; with `cells` every pixel stays a visible square."""
     if picture.size == (picture_px, picture_px):
         return picture.convert("RGB")
-    method = Image.Resampling.NEAREST if picture.width <= picture_px // 2 else Image.Resampling.LANCZOS
+    method = Image.Resampling.NEAREST if cells else Image.Resampling.LANCZOS
     return picture.convert("RGB").resize((picture_px, picture_px), method)
 
 
