@@ -149,7 +149,8 @@ class FeatureStore:
 
     def read_subjects(self, subject_ids: Sequence[str]) -> SubjectBatch:
         """Several subjects in this order; with foreground tokens, shorter ones are padded and masked."""
-        return self._read_batch(self._find(SUBJECTS, subject_ids), [block.name for block in self.identity.blocks])
+        blocks = [block.name for block in self.identity.blocks]
+        return self._read_batch(tuple(subject_ids), self._find(SUBJECTS, subject_ids), blocks)
 
     def read_subject_latent(self, subject_id: str) -> Tensor:
         """One subject's latent (c, h, w) in fp32, of a store with policy latents."""
@@ -173,9 +174,11 @@ class FeatureStore:
                 f"the store has no block {min(missing)}; it has {', '.join(b.name for b in self.identity.blocks)}"
             )
         for shard in self._shard_names(shards):
-            positions = self._table(SUBJECTS)[0].stored_order(shard)
+            index, _ = self._table(SUBJECTS)
+            positions = index.stored_order(shard)
             for start in range(0, len(positions), batch_size):
-                yield self._read_batch(positions[start : start + batch_size], wanted)
+                some = positions[start : start + batch_size]
+                yield self._read_batch(tuple(index.ids(some)), some, wanted)
 
     def read_target(self, picture_id: str) -> TargetLatent:
         """One target's posterior. Raises like `read_subject`."""
@@ -192,7 +195,7 @@ class FeatureStore:
         embeddings = None
         if EMBEDDINGS in columns:
             embeddings = columns[EMBEDDINGS].as_tensor(DTYPES[EMBEDDING_DTYPE], self.identity.text_shape)[0]
-        return StoredText(columns[TEXT].as_texts()[0], token_ids, embeddings)
+        return StoredText(columns[TEXT].as_bytes()[0].decode(), token_ids, embeddings)
 
     def samples(self, shards: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of samples/: pair_id, subject_id, target_id, text_id, and what else was stored with them."""
@@ -220,7 +223,9 @@ class FeatureStore:
             raise KeyError(f"{unknown!r} is not among the {len(index):,} {table} of {self.output.root_uri}")
         return positions
 
-    def _read_batch(self, positions: npt.NDArray[np.int64], blocks: Sequence[str]) -> SubjectBatch:
+    def _read_batch(
+        self, ids: tuple[str, ...], positions: npt.NDArray[np.int64], blocks: Sequence[str]
+    ) -> SubjectBatch:
         if self.identity.policy == "latents":
             raise ConfigurationError(
                 f"the feature store {self.output.root_uri} holds subject latents, no features; compute them from the "
@@ -236,14 +241,13 @@ class FeatureStore:
         values = {block: read[block].as_tensor(dtype, (-1, channels[block])) for block in blocks}
         scales = {b: read[b + SCALE_SUFFIX].as_tensor(DTYPES[SCALE_DTYPE], (-1,)) for b in blocks} if scaled else None
         kept = self._kept(read[MASK], blocks) if foreground else None
-        ids = tuple(self._table(SUBJECTS)[0].ids(positions))
         packed = PackedFeatures(values, scales, None if kept is None else _padding_mask(values, kept))
-        return SubjectBatch(ids, tuple(read[SUBJECT_CLASS].as_texts()), packed, kept)
+        return SubjectBatch(ids, tuple(name.decode() for name in read[SUBJECT_CLASS].as_bytes()), packed, kept)
 
     def _kept(self, masks: RawColumn, blocks: Sequence[str]) -> dict[str, Tensor]:
         layouts = [block for block in self.identity.blocks if block.name in blocks]
         side = finest_side(self.identity.blocks)
-        kept = [kept_tokens(unpack_cells(mask.data, side), layouts) for mask in masks.data.numpy()]
+        kept = [kept_tokens(unpack_cells(mask, side), layouts) for mask in masks.as_bytes()]
         return {name: torch.stack([one[name] for one in kept]) for name in blocks}
 
     def _shard_names(self, shards: Sequence[str] | None) -> list[str]:

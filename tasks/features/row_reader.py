@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -31,21 +30,32 @@ Piece = tuple[int, memoryview]
 """Bytes wanted: where they start behind the row's offset, and where they go."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class RawColumn:
-    """One column of B rows: bytes (B, longest) as uint8, of which `lengths` (B,) count; the rest is zero."""
+    """One column of B rows: at `offset` of a block of bytes lie B slots of `longest` bytes, one per row.
 
-    data: Tensor
-    lengths: npt.NDArray[np.int64]
+    The first `lengths[b]` bytes of a slot are the row's value; the rest is zero.
+    """
+
+    block: Tensor
+    offset: int
+    longest: int
+    lengths: Sequence[int]
+
+    def slot(self, index: int) -> slice:
+        """Where in the block a row's value lies."""
+        start = self.offset + index * self.longest
+        return slice(start, start + self.lengths[index])
 
     def as_tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        """(B, *shape) of a dtype, a view; one length may be -1."""
-        return self.data.view(dtype).view(len(self.data), *shape)
+        """(B, *shape) of a dtype, a view of the block; one length may be -1."""
+        size = self.longest * len(self.lengths)
+        return self.block[self.offset : self.offset + size].view(dtype).view(len(self.lengths), *shape)
 
-    def as_texts(self) -> list[str]:
-        """The values as texts."""
-        array = self.data.numpy()
-        return [array[i, :length].tobytes().decode() for i, length in enumerate(self.lengths)]
+    def as_bytes(self) -> list[bytes]:
+        """The values, copied; for small ones."""
+        memory = self.block.numpy().data
+        return [bytes(memory[self.slot(index)]) for index in range(len(self.lengths))]
 
 
 class RowReader:
@@ -77,14 +87,10 @@ class RowReader:
         if any(not len(place.starts) for place in places):
             return self._read_gathered(places, columns)
         wanted = [self._columns.index(name) for name in columns]
-        lengths = np.array([place.lengths[wanted] for place in places], np.int64).reshape(len(places), len(wanted))
-        slots = _allocate(lengths)
-        pieces = [
-            [(int(place.starts[c]), slots[s].numpy()[b, : lengths[b, s]].data) for s, c in enumerate(wanted)]
-            for b, place in enumerate(places)
-        ]
-        self._read_all(places, pieces)
-        return {name: RawColumn(slots[s], lengths[:, s]) for s, name in enumerate(columns)}
+        lengths = [[length[c] for c in wanted] for length in (place.lengths.tolist() for place in places)]
+        read = _allocate(columns, lengths)
+        self._read_all(places, [_pieces(place, b, wanted, read) for b, place in enumerate(places)])
+        return read
 
     def _read_all(self, places: Sequence[RowPlace], pieces: Sequence[list[Piece]]) -> None:
         if is_local(self._output.filesystem) or len(places) == 1:
@@ -114,12 +120,11 @@ class RowReader:
     def _read_gathered(self, places: Sequence[RowPlace], columns: Sequence[str]) -> dict[str, RawColumn]:
         """Rows of row groups of several rows, through Parquet: for scans, where each group is read once."""
         read = [_row_values(self._read_group(place.shard, place.row_group), place.row, columns) for place in places]
-        lengths = np.array([[len(value) for value in row] for row in read], np.int64)
-        slots = _allocate(lengths)
+        slots = _allocate(columns, [[len(value) for value in row] for row in read])
         for b, row in enumerate(read):
-            for s, value in enumerate(row):
-                slots[s].numpy()[b, : len(value)] = np.frombuffer(value, np.uint8)
-        return {name: RawColumn(slots[s], lengths[:, s]) for s, name in enumerate(columns)}
+            for column, value in zip(slots.values(), row, strict=True):
+                column.block.numpy().data[column.slot(b)] = memoryview(value).cast("B")
+        return slots
 
     def _read_group(self, shard: str, row_group: int) -> pa.RecordBatch:
         """A row group; the last one is kept, because a scan asks for it again and again."""
@@ -141,21 +146,35 @@ def damaged(output: OutputFolder, relative: str, what: str) -> ConfigurationErro
     )
 
 
-def _allocate(lengths: npt.NDArray[np.int64]) -> list[Tensor]:
-    """By column, bytes (B, longest); all in one aligned block, zero where a row is shorter than the longest."""
-    if not lengths.size:
-        return [torch.empty(0, 0, dtype=torch.uint8) for _ in range(lengths.shape[1])]
-    longest = lengths.max(axis=0)
-    sizes = longest * len(lengths)
-    offsets = np.concatenate([[0], np.cumsum(-(-sizes // _ALIGNMENT) * _ALIGNMENT)])
-    block = torch.empty(int(offsets[-1]), dtype=torch.uint8)
-    slots = [
-        block[int(start) : int(start + size)].view(len(lengths), int(length))
-        for start, size, length in zip(offsets, sizes, longest, strict=False)
-    ]
-    for b, s in np.argwhere(lengths != longest):
-        slots[s][b, int(lengths[b, s]) :] = 0
+def _allocate(columns: Sequence[str], lengths: Sequence[Sequence[int]]) -> dict[str, RawColumn]:
+    """Room for values of these lengths (B, columns) in one aligned block, zero behind what is shorter than others."""
+    by_column = list(zip(*lengths, strict=True)) or [()] * len(columns)
+    longest = [max(own, default=0) for own in by_column]
+    offsets = [0]
+    for size in longest:
+        offsets.append(offsets[-1] + -(-size * len(lengths) // _ALIGNMENT) * _ALIGNMENT)
+    block = _aligned_block(offsets[-1])
+    slots = {name: RawColumn(block, offsets[c], longest[c], by_column[c]) for c, name in enumerate(columns)}
+    for column in slots.values():
+        for index, length in enumerate(column.lengths):
+            if length < column.longest:
+                value = column.slot(index)
+                block[value.stop : value.start + column.longest] = 0
     return slots
+
+
+def _aligned_block(size: int) -> Tensor:
+    """Bytes of no value. numpy's memory comes in huge pages, which makes the first write to it a fifth faster."""
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
+    return torch.from_numpy(memory[start : start + size])
+
+
+def _pieces(place: RowPlace, index: int, wanted: Sequence[int], slots: Mapping[str, RawColumn]) -> list[Piece]:
+    """What to read for a row: its wanted columns, each into its slot."""
+    memory = next(iter(slots.values())).block.numpy().data if slots else memoryview(b"")
+    starts = place.starts.tolist()
+    return [(starts[c], memory[column.slot(index)]) for c, column in zip(wanted, slots.values(), strict=True)]
 
 
 def _read_local(
