@@ -21,8 +21,8 @@ _MAX_PIXELS = 2**31
 def decode_segmentation(segmentation: object, height: int, width: int) -> Mask:
     """The mask `height x width` of a COCO segmentation as JSON gives it: polygons, plain or compressed run lengths.
 
-    Everything is checked before pycocotools sees it, whose C code trusts its input. Raises Refusal: MASK_INVALID for
-    what is no segmentation, MASK_MISMATCH for one that belongs to a picture of another size.
+    Polygons are drawn by pycocotools, whose C code trusts its input: everything is checked before. Raises Refusal:
+    MASK_INVALID for what is no segmentation, MASK_MISMATCH for one that belongs to a picture of another size.
     """
     if isinstance(segmentation, list):
         return _decode_polygons(segmentation, height, width)
@@ -69,8 +69,8 @@ def _decode_polygons(polygons: list[Any], height: int, width: int) -> Mask:
         raise _invalid("it has no polygon")
     for polygon in polygons:
         _check_polygon(polygon, height, width)
-    runs = coco_masks.frPyObjects(polygons, height, width)
-    return _decode(coco_masks.merge(runs))
+    runs = coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
+    return _fill(_compressed_lengths(runs["counts"].decode()), height, width)
 
 
 def _check_polygon(polygon: object, height: int, width: int) -> None:
@@ -79,10 +79,14 @@ def _check_polygon(polygon: object, height: int, width: int) -> None:
     # pycocotools reads a list of four numbers as a box.
     if len(polygon) < 6 or len(polygon) % 2:
         raise _invalid(f"a polygon has {len(polygon)} numbers; it takes x and y of at least three points")
+    # Without a dtype, so that texts are not taken for numbers.
     try:
-        points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
-    except (TypeError, ValueError, OverflowError) as error:
+        numbers = np.array(polygon)
+    except ValueError as error:
         raise _invalid(f"a polygon holds something else than numbers ({error})") from error
+    if numbers.ndim != 1 or numbers.dtype.kind not in "if":
+        raise _invalid("a polygon holds something else than numbers")
+    points = numbers.reshape(-1, 2)
     over = max(-points.min(), (points - (width, height)).max())
     if not over <= MAX_OVERSHOOT_PX:  # so that NaN is refused too
         x, y = points.max(axis=0)
@@ -100,9 +104,7 @@ def _decode_runs(runs: dict[str, Any], height: int, width: int) -> Mask:
         raise _invalid("it has a run of impossible length")
     if int(lengths.sum()) != height * width:
         raise _invalid(f"its runs cover {int(lengths.sum()):,} pixels of {height * width:,}")
-    if isinstance(counts, str):
-        return _decode({"size": size, "counts": counts.encode()})
-    return _decode(coco_masks.frPyObjects({"size": size, "counts": lengths.tolist()}, height, width))
+    return _fill(lengths, height, width)
 
 
 def _plain_lengths(counts: list[Any]) -> npt.NDArray[np.int64]:
@@ -133,11 +135,10 @@ def _compressed_lengths(counts: object) -> npt.NDArray[np.int64]:
     return values
 
 
-def _decode(runs: Any) -> Mask:
-    try:
-        return np.ascontiguousarray(coco_masks.decode(runs)).astype(bool)
-    except (ValueError, TypeError) as error:
-        raise _invalid(str(error)) from error
+def _fill(lengths: npt.NDArray[np.int64], height: int, width: int) -> Mask:
+    """The mask of runs of 0, 1, 0, ... down the columns."""
+    inside = np.arange(lengths.size) % 2 == 1
+    return np.ascontiguousarray(np.repeat(inside, lengths).reshape(width, height).T)
 
 
 def _kind(value: object) -> str:

@@ -139,21 +139,23 @@ class _Opener:
             raise Refusal(RefusalReason.MASK_MISSING if missing else refusal.reason, refusal.message) from refusal
         try:
             labels = Image.open(BytesIO(data), formats=("PNG",))
-            trouble = self._trouble(labels)
-            values = None if trouble else np.asarray(labels)
+            self.check_size(uri, labels.height, labels.width)
+            values = np.asarray(labels)
+        except Refusal:
+            raise
         except Exception as error:  # damaged files make the decoder raise nearly anything
             raise Refusal(RefusalReason.MASK_INVALID, f"{uri} is no PNG picture or damaged: {error}") from error
-        if values is None:
-            raise Refusal(RefusalReason.MASK_INVALID, f"{uri}: {trouble}")
+        if labels.mode not in ("P", "L"):
+            message = f"{uri}: a palette mask holds one value per pixel, this is a picture of mode {labels.mode}"
+            raise Refusal(RefusalReason.MASK_INVALID, message)
         return mask_of_value(values, value)
 
-    def _trouble(self, labels: Image.Image) -> str | None:
-        if labels.mode not in ("P", "L"):
-            return f"a palette mask holds one value per pixel, this is a picture of mode {labels.mode}"
+    def check_size(self, uri: str, height: int, width: int) -> None:
+        """Raises Refusal(PICTURE_TOO_LARGE) for what would be too large to decode."""
         limits = self._limits
-        if max(labels.size) > limits.max_side_px or labels.width * labels.height > limits.max_pixels:
-            return f"the mask of {labels.width} x {labels.height} px is too large"
-        return None
+        if max(height, width) > limits.max_side_px or height * width > limits.max_pixels:
+            message = f"{uri}: {width} x {height} px are more than max_picture_side_px or max_picture_pixels allow"
+            raise Refusal(RefusalReason.PICTURE_TOO_LARGE, message)
 
     def _bytes(self, uri: str) -> bytes:
         try:
@@ -304,6 +306,7 @@ class _VideoBuilder:
         if found.mask_uri:
             return self._opener.palette_mask(found.mask_uri, given.mask_value)
         width, height = (given.width, given.height) if given.width and given.height else self._pictures(frame).size
+        self._opener.check_size(found.uri, height, width)
         try:
             return decode_segmentation(_parse(found.segmentation), height, width)
         except Refusal as refusal:
