@@ -150,7 +150,8 @@ class PairReader:
         """A target from the picture it is a part of, as build_pairs would have stored it, but for its compression."""
         uri, crop = row.text("target_uri"), Box.from_list(row.value("target_crop"))
         # The operator's own data set: pairs name the very pictures that build_pairs was allowed to read.
-        allowed = replace(self.locations, allowed_roots=(locate(uri).parent.uri,))
+        folder = locate(uri).parent.uri
+        allowed = replace(self.locations, allowed_roots=(folder,), base_uri=folder)
         try:
             picture = decode_picture(allowed.read_bytes(uri), max_side_px=_MAX_SIDE_PX, max_pixels=_MAX_PIXELS)
         except ItemError as error:
