@@ -73,12 +73,15 @@ class PairPlan:
             if source.candidates < source.wanted:
                 rows.append((f"{name}: missing at least", f"{source.wanted - source.candidates:,}"))
             rows += [(f"{name}: left out, {reason}", f"{count:,}") for reason, count in source.not_selected.items()]
+        size = self.config.size_px
+        rows += [("pictures", f"{size} x {size} px, {self.config.picture_format}")]
+        rows += [("pairs per shard", f"{self.config.pairs_per_shard:,}")]
         if self.shards:
             rows += [("shards", f"{len(self.shards):,}"), ("shards done", f"{len(self.done):,}")]
         return rows
 
 
-_GROUPS = {"coco": "pictures", "youtube_vis": "objects in videos"}
+_GROUPS = {"coco": "pictures", "youtube_vis": "objects of videos"}
 
 
 def plan_pairs(
@@ -191,7 +194,9 @@ def _read_source(
             add(unit)
             groups += 1
             candidates += unit.num_candidates
-    return StoredSource(data.wanted, candidates, groups, {str(reason): refused[reason] for reason in sorted(refused)})
+    return StoredSource(
+        data.wanted, candidates, groups, {str(reason): refused[reason] for reason in sorted(refused) if refused[reason]}
+    )
 
 
 def _checked(units: Iterator[Unit], check: Callable[[], None], every: int = 1000) -> Iterator[Unit]:

@@ -184,6 +184,19 @@ def value_chart(name: str, titles: tuple[str, str], note: str, bins: SparseBins,
     return _chart(name, title, note, (x_title, f"{noun}s"), (f"{noun}s",), *columns, whole=True)
 
 
+def count_chart(name: str, titles: tuple[str, str], note: str, bins: SparseBins, noun: str) -> Chart | None:
+    """Counted things by a small whole number, one column for each; by ranges where there are too many."""
+    counts = {round(edge): count for edge, count in bins.items()}
+    if not counts or max(counts) - min(counts) >= MAX_COLUMNS or bins.width != 1:
+        return value_chart(name, titles, note, bins, noun)
+    numbers = range(min(counts), max(counts) + 1)
+    bars = tuple(Bar(str(n), (counts.get(n, 0),), (plural(counts.get(n, 0), noun),)) for n in numbers)
+    step = math.ceil(len(bars) / 16)
+    x_ticks = tuple(Tick((n - numbers[0] + 0.5) / len(bars), str(n)) for n in numbers[::step])
+    title, x_title = titles
+    return _chart(name, title, note, (x_title, f"{noun}s"), (f"{noun}s",), bars, x_ticks, whole=True)
+
+
 def _value_columns(bins: SparseBins, low: float, high: float, unit: str = "", noun: str = "image") -> _Columns:
     """Columns of a round width that hold the values from `low` to `high`."""
     width = _nice_step((high - low) / 24)

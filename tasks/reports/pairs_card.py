@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image, ImageDraw
 
-from tasks.reports.charts import Chart, Share, value_chart
+from tasks.reports.charts import Chart, Share, count_chart, value_chart
 from tasks.reports.figures import SparseBins
 from tasks.reports.overview import Fact, FactGroup, Number, ProgressPart, list_runs, list_settings
 from tasks.reports.refusals import explain_refusal
@@ -19,11 +19,11 @@ from tasks.reports.wording import RUN_STATES, format_number, plural
 from tasks.storage.run_record import RunRecord
 
 SOURCE_NAMES = {"coco": "COCO", "youtube_vis": "YouTube-VIS"}
-_GROUP_NOUNS = {"coco": "picture", "youtube_vis": "object in videos"}
+_GROUPS = {"coco": "pictures", "youtube_vis": "objects of videos"}
 _STRIP_SIDE_PX = 144
 _STRIP_GAP_PX = 6
 _BOX_COLOUR = (79, 111, 214)
-_MAX_CLASSES = 20
+_MAX_CLASSES = 12
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class CardSource:
         return SOURCE_NAMES.get(self.source, self.source)
 
     @property
-    def group_noun(self) -> str:
+    def group_name(self) -> str:
         """What its candidates are grouped by."""
-        return _GROUP_NOUNS.get(self.source, "group")
+        return _GROUPS.get(self.source, "groups")
 
     @property
     def missing(self) -> int:
@@ -233,9 +233,9 @@ def _charts(card: PairsCard) -> Iterator[Chart | None]:
         titles = (f"Areas of subjects, {name}", "share of the picture that the subject covers")
         yield value_chart(f"area-{source}", titles, note, bins, "pair")
     median = card.distances.quantile(0.5)
-    note = "" if median is None else f"half below {median:.1f}"
+    note = "" if median is None else f"half at {int(median)} or less"
     titles = ("Distances of frames", "frames that show the object, from the subject's to the target's")
-    yield value_chart("distance", titles, note, card.distances, "pair")
+    yield count_chart("distance", titles, note, card.distances, "pair")
 
 
 def _class_shares(source: CardSource) -> list[Share]:
