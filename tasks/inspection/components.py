@@ -28,8 +28,10 @@ def draw_components(tokens: npt.NDArray[np.float32], kept: npt.NDArray[np.bool_]
 
 def project(tokens: npt.NDArray[np.float32], num_components: int = 3) -> npt.NDArray[np.float64]:
     """The tokens' coordinates (N, num_components) along their directions of largest variance; zeros where none is."""
-    centred = tokens.astype(np.float64) - tokens.mean(axis=0, dtype=np.float64)
     coordinates = np.zeros((len(tokens), num_components))
+    if not len(tokens):
+        return coordinates
+    centred = tokens.astype(np.float64) - tokens.mean(axis=0, dtype=np.float64)
     # The smaller of the two Gram matrices; eigenvectors come in ascending order.
     if len(centred) < centred.shape[1]:
         values, vectors = np.linalg.eigh(centred @ centred.T)
