@@ -163,6 +163,8 @@ def test_wrong_entries_cost_themselves_alone(coco_folder, copy_of, edit):
     before_refused = read(folder)[2]
     edit(folder / INSTANCES, break_it)
     _, pictures, refused = read(folder)
+    first = next(entry for entry in pictures[0].objects if entry.annotation_id == before[0][1])
+    assert first.area_px != 5000.0  # of a repeated id the first counts
     lost = before_refused["not_ranked"] - refused["not_ranked"]
     assert {e for e in before if e not in subjects(pictures)} == {second, third, fourth}
     assert len(subjects(pictures)) == len(before) - 3 + lost

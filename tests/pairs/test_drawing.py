@@ -142,9 +142,16 @@ def test_pairs_do_not_depend_on_which_ranks_are_built_together(coco_folder, inst
             assert [digest(p) for parts in apart.values() for p in chain.from_iterable(parts)] == together
 
 
-def test_refused_draws_are_given_once_however_ranks_are_divided(palette_folder):
-    config = CONFIG.model_copy(update={"youtube_vis": VideoSelection(max_mask_share=0.1, min_mask_share=0.04)})
-    data = Data(YoutubeVisReader(str(palette_folder)), config.youtube_vis)
+@pytest.mark.parametrize("missing", [False, True])
+def test_refused_draws_are_given_once_however_ranks_are_divided(palette_folder, copy_of, missing):
+    folder, video = copy_of(palette_folder), VideoSelection()
+    if missing:
+        for path in (folder / "JPEGImages").rglob("0000[3579].jpg"):
+            path.unlink()
+    else:
+        video = VideoSelection(max_mask_share=0.1, min_mask_share=0.04)
+    config = CONFIG.model_copy(update={"youtube_vis": video})
+    data = Data(YoutubeVisReader(str(folder)), video)
     num_refused = 0
     for unit in data.units:
         together = data.build(range(4), config, [unit])
@@ -172,19 +179,34 @@ def test_a_pair_depends_on_the_seed_and_on_nothing_of_the_process(instances_fold
     assert answer.decode().strip() == str(first)
 
 
-def test_accepted_frames_are_those_that_the_predicates_accept(palette_folder):
+STRICT = VideoSelection(
+    max_target_box_share=0.4,
+    min_subject_box_share=0.36,
+    min_mask_share=0.06,
+    max_mask_share=0.14,
+    min_connected_share=0.99,
+)
+
+
+@pytest.mark.parametrize("video", [VideoSelection(), STRICT])
+def test_accepted_frames_are_those_that_the_predicates_accept(palette_folder, video):
     """Every draw of an object, judged again from the files."""
-    data = videos(palette_folder)
-    for unit in data.units[:3]:
-        built = data.build(units=[unit])
+    data, config = videos(palette_folder), CONFIG.model_copy(update={"youtube_vis": video})
+    reasons = Counter()
+    for unit in data.units:
+        built = data.build(config=config, units=[unit])
         assert len(built) == unit.num_candidates
-        _, video, value = unit.group_id.split("/")
+        _, name, value = unit.group_id.split("/")
         for entry in built:
-            frames = entry.pair_id.rpartition("/")[2].split("-")
-            paths = [palette_folder / "Annotations" / video / f"{frame}.png" for frame in frames]
+            paths = [palette_folder / "Annotations" / name / f"{frame}.png" for frame in _frames(entry)]
             masks = [np.asarray(Image.open(path)) == int(value) for path in paths]
-            reason = check_frames(*masks, CONFIG.youtube_vis)
-            assert reason == (None if isinstance(entry, Pair) else entry.reason)
+            reason = None if isinstance(entry, Pair) else entry.reason
+            assert reason == check_frames(*masks, video)
+            reasons[reason] += 1
+    if video is STRICT:
+        assert {None, "target_box_too_large", "subject_box_too_small", "mask_too_small", "mask_too_large"} <= set(
+            reasons
+        )
 
 
 def test_an_exhausted_object_ends(instances_folder, copy_of, edit):
