@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ezigen.config import RayConfig, ConfigurationError
+from ezigen.config import ConfigurationError, RayConfig
 from tasks.cluster.environment import private_ray_variables, worker_variables
 from tasks.cluster.placement import NodeResources
 

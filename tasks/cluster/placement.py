@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ezigen.config import RayConfig, ConfigurationError
+from ezigen.config import ConfigurationError, RayConfig
 
 NodeResources = Mapping[str, float]
 """What Ray says about one node: "CPU", "GPU", "memory" (bytes)."""

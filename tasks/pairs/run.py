@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
-from ezigen.config import RayConfig
+from ezigen.config import ConfigurationError, RayConfig
 from tasks.cluster import Cluster, connect
 from tasks.datasets.drawing import PictureLimits
 from tasks.pairs.build import PairWork
@@ -19,7 +19,7 @@ from tasks.pairs.manifest import PairsManifest, read_reports, sum_counts
 from tasks.pairs.outcome import PairOutcome, SourceOutcome, TooManyRefused
 from tasks.pairs.plan import PairPlan, to_plan
 from tasks.pairs.sources import open_data_sets
-from tasks.pairs.stored_plan import StoredPlan, plan_round
+from tasks.pairs.stored_plan import StoredPlan, next_taken, plan_round
 from tasks.sharding import ShardMeter, ShardProgress, ShardReport, run_shards
 from tasks.sharding.leftovers import remove_leftovers
 from tasks.storage import Locations, OutputFolder, RunRecord, RunState, new_run_id
@@ -31,6 +31,9 @@ __all__ = ["PairsRun", "run_pairs"]
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("ezigen-pipeline", "pillow", "numpy", "pycocotools", "ray", "pyarrow")
+
+_WORKER_BYTES = 600 * 2**20
+"""What a worker takes at the usual shard size; decides about their number where memory is short."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,15 @@ class _Execution:
             self._load_reports()
             with self.ray:
                 self._work()
-            if self._is_complete():
+            is_finished = self._is_complete() and next_taken(self._stored_plan(), self._built()) is None
+            if is_finished:
                 self._finish()
         except LeaseLost:
             raise
         except BaseException as error:
             self._end_badly(error)
             raise
-        return self._end("finished" if self._is_complete() else "stopped")
+        return self._end("finished" if is_finished else "stopped")
 
     # ---- the work
 
@@ -127,11 +131,7 @@ class _Execution:
 
     def _plan_next(self) -> bool:
         """Whether there is another round; it is planned now."""
-        stored = StoredPlan.load(self.run.output)
-        if stored is None:
-            raise AssertionError("a run needs a stored plan")
-        built, _ = sum_counts(list(self.reports.values()))
-        longer = plan_round(stored, built, self.run.output, self._check_lease)
+        longer = plan_round(self._stored_plan(), self._built(), self.run.output, self._check_lease)
         if longer is None:
             return False
         self.plan = to_plan(longer, self.plan.inputs, self.plan.config, self.run.output)
@@ -139,20 +139,32 @@ class _Execution:
         self.meter.expect(self.plan.expected, len(self.plan.shards))
         return True
 
+    def _stored_plan(self) -> StoredPlan:
+        stored = StoredPlan.load(self.run.output)
+        if stored is None:
+            raise ConfigurationError(f"{self.run.output.root_uri} holds no plan any more; run again.")
+        return stored
+
+    def _built(self) -> Mapping[str, int]:
+        return sum_counts(list(self.reports.values()))[0]
+
     def _make_shards(self) -> None:
         to_do = self._to_do()
         if not to_do or self.run.stop.is_set():
             return
+        # Nothing here computes on a GPU.
+        config = self.run.cluster.model_copy(update={"accelerator": "cpu"})
         if self.cluster is None:
-            self.cluster = self.ray.enter_context(connect(self.run.cluster))
+            self.cluster = self.ray.enter_context(connect(config))
         run_shards(
             self._make_work(),
             to_do,
-            cluster=self.run.cluster,
+            cluster=config,
             on_report=self._take_report,
             check=self._check_lease,
             tick=self.meter.tick,
             stop=self.run.stop,
+            worker_memory_bytes=_WORKER_BYTES,
             connected=self.cluster,
         )
 

@@ -116,12 +116,8 @@ def plan_round(
     The next candidates in the order of sampling are taken, as many as are missing. So the rounds, like their shards,
     depend on the data alone.
     """
-    before = stored.taken
-    taken = {
-        name: min(source.candidates, before[name] + max(0, source.wanted - built.get(name, 0)))
-        for name, source in stored.sources.items()
-    }
-    if stored.rounds and (taken == before or len(stored.rounds) >= MAX_ROUNDS):
+    before, taken = stored.taken, next_taken(stored, built)
+    if taken is None:
         return None
     tables = read_units(output, stored.units, stored.identity, ["source", "num_candidates"])
     numbers = count_units(tables)
@@ -136,6 +132,16 @@ def plan_round(
     check()
     longer.store(output)
     return longer
+
+
+def next_taken(stored: StoredPlan, built: Mapping[str, int]) -> dict[str, int] | None:
+    """How many candidates of each source one more round would have taken; None if there is nothing to add."""
+    taken = {
+        name: min(source.candidates, stored.taken[name] + max(0, source.wanted - built.get(name, 0)))
+        for name, source in stored.sources.items()
+    }
+    is_over = bool(stored.rounds) and (taken == stored.taken or len(stored.rounds) >= MAX_ROUNDS)
+    return None if is_over else taken
 
 
 def take_ranks(numbers: UnitNumbers, taken: Mapping[str, int]) -> npt.NDArray[np.int64]:

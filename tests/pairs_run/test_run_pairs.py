@@ -228,6 +228,25 @@ def test_further_rounds_make_up_for_damaged_pictures(damaged, tmp_path, ray_addr
     assert stored_bytes(tmp_path / "alone") == stored_bytes(tmp_path / "out")
 
 
+def test_a_run_stopped_between_two_rounds_is_not_finished(damaged, tmp_path, ray_address):
+    build = Build(damaged.inputs(tmp_path / "out", num_youtube_vis_pairs=0))
+    num_shards, stop = len(build.plan().shards), threading.Event()
+
+    def stop_after_the_first_round() -> None:
+        while len(list((tmp_path / "out/pairs").glob("r0-*.parquet"))) < num_shards:
+            time.sleep(0.01)
+        stop.set()
+
+    watcher = threading.Thread(target=stop_after_the_first_round, daemon=True)
+    watcher.start()
+    outcome = build.run(ray_address, 2, stop=stop)
+    watcher.join(30)
+    assert (outcome.state, outcome.num_rounds) == ("stopped", 1)
+    assert outcome.built < 40
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert build.run(ray_address, 2).built == 40
+
+
 def test_a_set_that_stays_too_small_is_finished_and_too_many_refusals_are_not(damaged, tmp_path, ray_address):
     inputs = damaged.inputs(tmp_path, num_youtube_vis_pairs=0, num_coco_pairs=10**6, max_refused_share=0.01)
     build = Build(inputs)
