@@ -42,7 +42,7 @@ class PackedFeatures:
     def unpack(self, dtype: torch.dtype | None = None) -> SubjectFeatures:
         """Features in a precision; by default the stored one, and fp16 for fp8."""
         if self.scales is None:
-            tokens = {name: v if dtype is None else v.to(dtype) for name, v in self.values.items()}
+            tokens = self.values if dtype is None else {name: v.to(dtype) for name, v in self.values.items()}
         else:
             wanted = dtype or torch.float16
             tokens = {name: dequantize(v, self.scales[name], wanted) for name, v in self.values.items()}

@@ -149,7 +149,7 @@ class FeatureStore:
 
     def read_subjects(self, subject_ids: Sequence[str]) -> SubjectBatch:
         """Several subjects in this order; with foreground tokens, shorter ones are padded and masked."""
-        blocks = [block.name for block in self.identity.blocks]
+        blocks = tuple(block.name for block in self.identity.blocks)
         return self._read_batch(tuple(subject_ids), self._find(SUBJECTS, subject_ids), blocks)
 
     def read_subject_latent(self, subject_id: str) -> Tensor:
@@ -167,7 +167,7 @@ class FeatureStore:
         batch_size: int = 8,
     ) -> Iterator[SubjectBatch]:
         """Subjects in stored order, of some shards or all, optionally only some blocks; a batch has one shard's."""
-        wanted = [block.name for block in self.identity.blocks if blocks is None or block.name in blocks]
+        wanted = tuple(block.name for block in self.identity.blocks if blocks is None or block.name in blocks)
         missing = set(blocks or ()) - set(wanted)
         if missing:
             raise KeyError(
@@ -224,7 +224,7 @@ class FeatureStore:
         return positions
 
     def _read_batch(
-        self, ids: tuple[str, ...], positions: npt.NDArray[np.int64], blocks: Sequence[str]
+        self, ids: tuple[str, ...], positions: npt.NDArray[np.int64], blocks: tuple[str, ...]
     ) -> SubjectBatch:
         if self.identity.policy == "latents":
             raise ConfigurationError(

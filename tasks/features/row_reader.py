@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -14,12 +13,12 @@ import xxhash
 from torch import Tensor
 
 from ezigen.config import ConfigurationError
+from tasks.features.block_pool import ALIGNMENT, BlockPool
 from tasks.features.index import RowPlace
 from tasks.storage.filesystems import with_retries
 from tasks.storage.folder import OutputFolder
 from tasks.storage.writing import is_local
 
-_ALIGNMENT = 64
 # Gaps up to this size are read along; larger ones cost more than another request to the disk.
 _MAX_GAP_BYTES = 64 * 2**10
 # POSIX allows as many buffers in one call.
@@ -74,9 +73,12 @@ class RowReader:
         *,
         check: bool | None = None,
     ) -> None:
-        self._output, self._table, self._columns = output, table, list(columns)
+        self._output, self._table = output, table
+        self._columns = {name: index for index, name in enumerate(columns)}
         self._file_sizes = file_sizes
-        self._check = check
+        self._local = is_local(output.filesystem)
+        self._check = not self._local if check is None else check
+        self._pool = BlockPool()
         self._group: tuple[str, int, pa.RecordBatch] | None = None
 
     def read(self, places: Sequence[RowPlace], columns: Sequence[str]) -> dict[str, RawColumn]:
@@ -86,14 +88,14 @@ class RowReader:
         """
         if any(not len(place.starts) for place in places):
             return self._read_gathered(places, columns)
-        wanted = [self._columns.index(name) for name in columns]
+        wanted = [self._columns[name] for name in columns]
         lengths = [[length[c] for c in wanted] for length in (place.lengths.tolist() for place in places)]
-        read = _allocate(columns, lengths)
+        read = _allocate(columns, lengths, self._pool)
         self._read_all(places, [_pieces(place, b, wanted, read) for b, place in enumerate(places)])
         return read
 
     def _read_all(self, places: Sequence[RowPlace], pieces: Sequence[list[Piece]]) -> None:
-        if is_local(self._output.filesystem) or len(places) == 1:
+        if self._local or len(places) == 1:
             for place, wanted in zip(places, pieces, strict=True):
                 self._read_row(place, wanted)
             return
@@ -102,14 +104,12 @@ class RowReader:
 
     def _read_row(self, place: RowPlace, pieces: list[Piece]) -> None:
         relative = f"{self._table}/{place.shard}.parquet"
-        filesystem, path = self._output.filesystem, self._output.path(relative)
-        local = is_local(filesystem)
-        checked = self._check if self._check is not None else not local
+        path = self._output.path(relative)
         try:
-            if local:
-                digest = _read_local(path, place, pieces, self._file_sizes.get(place.shard), checked=checked)
+            if self._local:
+                digest = _read_local(path, place, pieces, self._file_sizes.get(place.shard), checked=self._check)
             else:
-                digest = _read_remote(filesystem, path, place, pieces, checked=checked)
+                digest = _read_remote(self._output.filesystem, path, place, pieces, checked=self._check)
         except FileNotFoundError as error:
             raise damaged(self._output, relative, "it is missing") from error
         except _DamageError as error:
@@ -120,7 +120,7 @@ class RowReader:
     def _read_gathered(self, places: Sequence[RowPlace], columns: Sequence[str]) -> dict[str, RawColumn]:
         """Rows of row groups of several rows, through Parquet: for scans, where each group is read once."""
         read = [_row_values(self._read_group(place.shard, place.row_group), place.row, columns) for place in places]
-        slots = _allocate(columns, [[len(value) for value in row] for row in read])
+        slots = _allocate(columns, [[len(value) for value in row] for row in read], self._pool)
         for b, row in enumerate(read):
             for column, value in zip(slots.values(), row, strict=True):
                 column.block.numpy().data[column.slot(b)] = memoryview(value).cast("B")
@@ -146,14 +146,14 @@ def damaged(output: OutputFolder, relative: str, what: str) -> ConfigurationErro
     )
 
 
-def _allocate(columns: Sequence[str], lengths: Sequence[Sequence[int]]) -> dict[str, RawColumn]:
+def _allocate(columns: Sequence[str], lengths: Sequence[Sequence[int]], pool: BlockPool) -> dict[str, RawColumn]:
     """Room for values of these lengths (B, columns) in one aligned block, zero behind what is shorter than others."""
     by_column = list(zip(*lengths, strict=True)) or [()] * len(columns)
     longest = [max(own, default=0) for own in by_column]
     offsets = [0]
     for size in longest:
-        offsets.append(offsets[-1] + -(-size * len(lengths) // _ALIGNMENT) * _ALIGNMENT)
-    block = _aligned_block(offsets[-1])
+        offsets.append(offsets[-1] + -(-size * len(lengths) // ALIGNMENT) * ALIGNMENT)
+    block = pool.take(offsets[-1])
     slots = {name: RawColumn(block, offsets[c], longest[c], by_column[c]) for c, name in enumerate(columns)}
     for column in slots.values():
         for index, length in enumerate(column.lengths):
@@ -161,13 +161,6 @@ def _allocate(columns: Sequence[str], lengths: Sequence[Sequence[int]]) -> dict[
                 value = column.slot(index)
                 block[value.stop : value.start + column.longest] = 0
     return slots
-
-
-def _aligned_block(size: int) -> Tensor:
-    """Bytes of no value. numpy's memory comes in huge pages, which makes the first write to it a fifth faster."""
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
-    return torch.from_numpy(memory[start : start + size])
 
 
 def _pieces(place: RowPlace, index: int, wanted: Sequence[int], slots: Mapping[str, RawColumn]) -> list[Piece]:
