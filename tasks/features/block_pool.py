@@ -42,8 +42,9 @@ class BlockPool:
 
     def _find_free(self, size: int) -> _Bytes | None:
         with self._lock:
-            for index, memory in enumerate(self._free):
-                if size <= len(memory) <= 2 * size:
+            # The one that came back last is the likeliest to be in a cache.
+            for index in reversed(range(len(self._free))):
+                if size <= len(self._free[index]) <= 2 * size:
                     return self._free.pop(index)
         return None
 

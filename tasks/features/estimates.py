@@ -22,10 +22,10 @@ from tasks.features.schema import (
 FLOP_PER_S = {"gpu": 400e12, "cpu": 0.1e12}
 """What a device gets done of the networks: an H200 in bf16, and one core in fp32. Others differ several times."""
 
-# Page header, column chunk in the footer: measured on stores of SD2.1-base and mini shapes, 1 % of the latter.
-BYTES_PER_VALUE = 95
-# id, texts that are not tensors, the row in index/ and in index.parquet.
-BYTES_PER_ROW = 600
+# Page header, column chunk in the footer and the row of the index; fitted to written stores of several shapes.
+BYTES_PER_VALUE = 120
+# The id and what is no tensor.
+BYTES_PER_ROW = 60
 
 
 @dataclass(frozen=True)

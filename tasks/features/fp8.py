@@ -22,7 +22,7 @@ def quantize(tokens: Tensor) -> tuple[Tensor, Tensor]:
     wide = tokens.float()
     scales = wide.abs().amax(dim=-1) / FP8_MAX
     # A scale below fp32's normal range would lose the very bits that it is there to keep.
-    scales = torch.where(scales >= torch.finfo(torch.float32).tiny, scales, 1.0)
+    scales = torch.where(scales < torch.finfo(torch.float32).tiny, 1.0, scales)
     # Division may round the largest number up beyond e4m3, which would make it NaN.
     scaled = (wide / scales[..., None]).clamp(-FP8_MAX, FP8_MAX)
     return scaled.to(FP8), scales

@@ -1,5 +1,6 @@
 """Rows by the bytes that the index knows, straight into tensors: no Parquet is decoded on the way."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from torch import Tensor
 from ezigen.config import ConfigurationError
 from tasks.features.block_pool import ALIGNMENT, BlockPool
 from tasks.features.index import RowPlace
-from tasks.storage.filesystems import with_retries
+from tasks.storage.filesystems import http_status, with_retries
 from tasks.storage.folder import OutputFolder
 from tasks.storage.writing import is_local
 
@@ -193,9 +194,15 @@ def _read_remote(filesystem: Any, path: str, place: RowPlace, pieces: list[Piece
     """One range request from the first to the last byte wanted; the whole row if it is to be checked."""
     first = 0 if checked else min(start for start, _ in pieces)
     end = place.length if checked else max(start + len(target) for start, target in pieces)
-    data = with_retries(
-        lambda: filesystem.cat_file(path, start=place.offset + first, end=place.offset + end), f"reading {path}"
-    )
+    try:
+        data = with_retries(
+            lambda: filesystem.cat_file(path, start=place.offset + first, end=place.offset + end), f"reading {path}"
+        )
+    except OSError as error:
+        # What a store answers (416) to a range that begins behind the object's end.
+        if error.errno != errno.EINVAL and http_status(error) != 416:
+            raise
+        raise _DamageError(f"it ends before byte {place.offset + first:,}") from error
     if len(data) != end - first:
         raise _DamageError(f"it ends {end - first - len(data):,} bytes too early")
     view = memoryview(data)
