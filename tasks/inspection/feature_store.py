@@ -1,7 +1,7 @@
 """A feature store, and the features of one subject of it as pictures."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,9 +73,14 @@ def inspect_subject(output: OutputFolder, wanted: str) -> View:
     row = _pair_row(output, shard, pair_id)
     batch = None if store.identity.policy == "latents" else store.read_subjects([subject_id])
     panels = list(_panels(store, subject_id, batch))
-    facts = [("subject_id", subject_id), ("stored in shard", shard), ("one of its pairs", pair_id)]
+    subject_class = batch.subject_classes[0] if batch else (row or {}).get("subject_class", "unknown")
+    facts = [
+        ("subject_id", subject_id),
+        ("subject class", subject_class),
+        ("stored in shard", shard),
+        ("one of its pairs", pair_id),
+    ]
     if batch is not None:
-        facts.insert(1, ("subject class", batch.subject_classes[0]))
         facts.append(("numbers", f"{batch.features.num_values:,}"))
     cells = [Cell((picture,), (name, note)) for name, note, picture in panels]
     if row is not None:
@@ -96,15 +101,18 @@ def draw_subjects(output: OutputFolder, num_subjects: int = SHEET_SUBJECTS) -> I
     ids = store.subject_ids()
     chosen = [ids[(2 * k + 1) * len(ids) // (2 * num_subjects)] for k in range(min(num_subjects, len(ids)))]
     samples = find_samples(output, store, set(chosen))
+    names = _overview(store.identity)
     cells = []
     for subject_id in dict.fromkeys(chosen):
         row = _pair_row(output, *samples.get(subject_id, ("", "")))
         batch = None if store.identity.policy == "latents" else store.read_subjects([subject_id])
-        panels = [picture for _, _, picture in _spread(list(_panels(store, subject_id, batch)))]
+        panels = [picture for _, _, picture in _panels(store, subject_id, batch, names)]
         pictures = ([] if row is None else [subject_picture(row)]) + panels
-        name = batch.subject_classes[0] if batch else "" if row is None else row["subject_class"]
+        name = batch.subject_classes[0] if batch else (row or {}).get("subject_class", "")
         cells.append(Cell(tuple(pictures), (f"{name}  {subject_id}",)))
-    return draw_sheet(cells, picture_px=PANEL_PX, num_columns=1, title=_legend(store)) if cells else None
+    said = ", ".join(map(short_name, names)) or "its latent"
+    title = f"subject, then the first three components of {said}"
+    return draw_sheet(cells, picture_px=PANEL_PX, num_columns=1, title=title) if cells else None
 
 
 def find_samples(output: OutputFolder, store: "FeatureStore", subject_ids: set[str]) -> Samples:
@@ -150,16 +158,16 @@ def _find_subject(store: "FeatureStore", output: OutputFolder, wanted: str) -> s
 
 
 def _panels(
-    store: "FeatureStore", subject_id: str, batch: "SubjectBatch | None"
+    store: "FeatureStore", subject_id: str, batch: "SubjectBatch | None", names: Sequence[str] | None = None
 ) -> Iterator[tuple[str, str, Image.Image]]:
-    """Short name, shape and picture of every block, in the order of execution; of a store of latents the latent."""
+    """Short name, shape and picture of blocks (all unless named) in the order of execution, or of a stored latent."""
     if batch is None:
         latent = store.read_subject_latent(subject_id).float().numpy()
         channels, height, width = latent.shape
         picture = draw_components(latent.reshape(channels, -1).T)
         yield "latent", f"{height}x{width}, {channels} channels", enlarge(picture, PANEL_PX, cells=True)
         return
-    for name in sorted(batch.features.tokens, key=_execution_order):
+    for name in sorted(batch.features.tokens, key=_execution_order) if names is None else names:
         tokens = batch.features.tokens[name][0]
         if batch.features.mask is not None:
             tokens = tokens[batch.features.mask[name][0]]
@@ -183,19 +191,14 @@ def _execution_order(block: str) -> tuple[int, str]:
     return ("down", "mid", "up").index(block.partition("_")[0]), block
 
 
-def _spread(panels: list[tuple[str, str, Image.Image]]) -> list[tuple[str, str, Image.Image]]:
-    """At most SHEET_BLOCKS of them at equal distances, the first and the last among them."""
-    if len(panels) <= SHEET_BLOCKS:
-        return panels
-    places = np.linspace(0, len(panels) - 1, SHEET_BLOCKS).round().astype(int)
-    return [panels[place] for place in places]
-
-
-def _legend(store: "FeatureStore") -> str:
-    names = [short_name(block.name) for block in sorted(store.identity.blocks, key=lambda b: _execution_order(b.name))]
-    if len(names) > SHEET_BLOCKS:
-        names = [names[place] for place in np.linspace(0, len(names) - 1, SHEET_BLOCKS).round().astype(int)]
-    return "subject, then the first three components of " + (", ".join(names) or "its latent")
+def _overview(identity: "FeatureIdentity") -> list[str]:
+    """Names of at most SHEET_BLOCKS blocks over the whole depth; the coarsest grid shows little and is left out."""
+    coarsest = min((block.num_tokens for block in identity.blocks), default=0)
+    finer = [block.name for block in identity.blocks if block.num_tokens > coarsest]
+    names = sorted(finer or [block.name for block in identity.blocks], key=_execution_order)
+    if len(names) <= SHEET_BLOCKS:
+        return names
+    return [names[place] for place in np.linspace(0, len(names) - 1, SHEET_BLOCKS).round().astype(int)]
 
 
 def _pair_row(output: OutputFolder, shard: str, pair_id: str) -> Row | None:
