@@ -51,7 +51,9 @@ class FeatureWork:
         import torch
 
         from tasks.features.encoding import FeatureEncoder
+        from tasks.features.streamed_file import remove_abandoned
 
+        remove_abandoned()
         if not torch.cuda.is_available() or self.model.device == "cpu":
             torch.set_num_threads(self.num_threads)
         started_s = time.perf_counter()

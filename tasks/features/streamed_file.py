@@ -1,8 +1,10 @@
 """A file that is written piece by piece, known by its checksums, and stored whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,24 @@ from tasks.storage.filesystems import with_retries
 from tasks.storage.folder import OutputFolder
 from tasks.storage.stored_file import StoredFile
 from tasks.storage.writing import TEMPORARY_MARK, is_local, sync_folder
+
+_ABANDONED_MARK = f"{TEMPORARY_MARK}ezigen-"
+_MIN_AGE_S = 60.0
+
+
+def remove_abandoned(min_age_s: float = _MIN_AGE_S) -> int:
+    """Deletes what killed processes left in this machine's folder for temporary files; returns how many.
+
+    A shard of features is gigabytes. Files of living processes are locked; younger ones may not be locked yet.
+    """
+    removed = 0
+    for path in Path(tempfile.gettempdir()).glob(f"{_ABANDONED_MARK}*"):
+        with contextlib.suppress(OSError), path.open("rb") as file:  # somebody else's, or gone meanwhile
+            if time.time() - path.stat().st_mtime >= min_age_s:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                removed += 1
+    return removed
 
 
 class StreamedFile:
@@ -28,6 +48,8 @@ class StreamedFile:
         self._filesystem = output.filesystem
         self._temporary = self._make_temporary()
         self._file = self._temporary.open("xb", buffering=0)
+        if not is_local(self._filesystem):
+            fcntl.flock(self._file, fcntl.LOCK_EX)
         self._whole, self._part = xxhash.xxh3_128(), xxhash.xxh3_64()
         self._position = 0
 
@@ -66,12 +88,12 @@ class StreamedFile:
             self._temporary.replace(target)
             sync_folder(Path(target).parent)
         else:
-            self._file.close()
             source = os.fspath(self._temporary)
             with_retries(
                 lambda: self._filesystem.put_file(source, target), f"writing {self._output.uri(self._relative)}"
             )
             self._temporary.unlink()
+            self._file.close()  # and its lock is gone
         return StoredFile(self._relative, self._position, rows, self._whole.hexdigest())
 
     def discard(self) -> None:
@@ -101,7 +123,7 @@ class StreamedFile:
 
     def _make_temporary(self) -> Path:
         if not is_local(self._filesystem):
-            return Path(tempfile.gettempdir()) / f"{TEMPORARY_MARK}{uuid.uuid4().hex}"
+            return Path(tempfile.gettempdir()) / f"{_ABANDONED_MARK}{uuid.uuid4().hex}"
         folder = Path(self._output.path(self._relative)).parent
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{TEMPORARY_MARK}{uuid.uuid4().hex}"

@@ -1,7 +1,9 @@
 """One shard after the other, without Ray: what is stored is what the networks say, whatever the division."""
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +22,7 @@ from tasks.features.identity import picture_id, subject_id, text_id
 from tasks.features.pair_reader import ReferenceLost
 from tasks.features.pairs_set import DamagedPairs
 from tasks.features.read_ahead import read_ahead
+from tasks.features.streamed_file import remove_abandoned
 from tests.features.pairs_files import by_reference, make_mask, make_picture, make_row, to_png, write_pairs
 from tests.features.stage import Stage
 from tests.tiny import build_tiny_stack
@@ -305,6 +308,32 @@ def test_a_worker_whose_device_fails_leaves(tmp_path, tiny_folder):
     )
     assert ended.returncode == 70, ended.stderr
     assert "illegal memory access" in ended.stderr
+
+
+_WRITER = """
+import time
+from tasks.features.streamed_file import StreamedFile
+from tasks.storage import OutputFolder
+file = StreamedFile(OutputFolder("memory://store"), "subjects/r0-00000.parquet")
+file.write(b"some")
+print(file.local_path, flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_a_killed_worker_left_beside_a_remote_store_is_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", _WRITER], stdout=subprocess.PIPE, text=True, env=environment
+    ) as writer:
+        left = Path(writer.stdout.readline().strip())
+        assert left.parent == tmp_path
+        assert remove_abandoned(min_age_s=0) == 0  # its writer lives
+        writer.kill()
+    assert remove_abandoned() == 0  # so young that its writer may not have come to locking it
+    assert remove_abandoned(min_age_s=0) == 1
+    assert not left.exists()
 
 
 # ---- reading ahead
