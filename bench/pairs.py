@@ -1,9 +1,10 @@
 """Building training pairs: pairs per core and second, two workers against one, and memory at two sizes.
 
-    python bench/pairs.py [--pairs 384] [--factor 8] [--size 512]
+    python bench/pairs.py [--pairs 512] [--factor 8] [--size 512]
 
 Drawn scenes stand in for COCO and YouTube-VIS, as JPEG of 512 px. Each measurement runs in a process of its own, which
-starts Ray, so that its peak memory is its own; the rate is that of the time in which workers work.
+starts Ray, so that its peak memory is its own. Rates are those of the time in which all workers are there: in a run of
+hours neither their start nor the last shards count.
 """
 
 import argparse
@@ -101,12 +102,12 @@ class Figures:
     """One measurement."""
 
     pairs: int
-    seconds: float
-    """From the beginning of the first shard to the end of the last."""
-    worker_s: float
-    """Seconds that workers spent on shards, summed up."""
+    rate: float
+    """Pairs per second of all workers together."""
+    busy: float
+    """Share of the time in which workers had a shard."""
     cpu_s: float
-    """Seconds of a core that they used for that."""
+    """Seconds of a core that all shards took."""
     num_workers: int
     plan_s: float
     card_s: float
@@ -115,19 +116,9 @@ class Figures:
     pair_kb: float
 
     @property
-    def rate(self) -> float:
-        """Pairs per second of all workers together."""
-        return self.pairs / self.seconds
-
-    @property
     def per_core(self) -> float:
         """Pairs per second of a core that nobody else uses."""
         return self.pairs / self.cpu_s
-
-    @property
-    def busy(self) -> float:
-        """Share of the time in which workers had a shard."""
-        return self.worker_s / (self.num_workers * self.seconds)
 
     @property
     def undisturbed_rate(self) -> float:
@@ -160,16 +151,15 @@ def build(data: Path, output: Path, num_pairs: int, num_workers: int, size_px: i
         cluster=RayConfig(num_workers=num_workers),
         on_report=lambda report: ended.append((time.perf_counter(), report)),
     )
-    # The first shards hold the imports of their process, which a longer run does not feel.
-    first = min(end - report.seconds for end, report in ended)
     card_started = time.perf_counter()
     write_card(folder)
     reports = [report for _, report in ended]
     pairs = sum(report.rows for report in reports)
+    rate, busy = _rate(ended, num_workers)
     return Figures(
         pairs=pairs,
-        seconds=max(end for end, _ in ended) - first,
-        worker_s=sum(report.seconds for report in reports),
+        rate=rate,
+        busy=busy,
         cpu_s=sum(report.counts["cpu_us"] for report in reports) / 1e6,
         num_workers=num_workers,
         plan_s=plan_s,
@@ -178,6 +168,23 @@ def build(data: Path, output: Path, num_pairs: int, num_workers: int, size_px: i
         worker_mib=max(report.counts["peak_kib"] for report in reports) / 2**10,
         pair_kb=sum(stored.num_bytes for report in reports for stored in report.files) / max(pairs, 1) / 1e3,
     )
+
+
+def _rate(ended: list[tuple[float, ShardReport]], num_workers: int) -> tuple[float, float]:
+    """Pairs per second, and the share of their time in which workers had a shard, while all of them were there."""
+    spans: dict[str, list[tuple[float, float, int]]] = {}
+    for end, report in ended:
+        spans.setdefault(report.worker, []).append((end - report.seconds, end, report.rows))
+    if len(spans) != num_workers:
+        raise RuntimeError(f"{len(spans)} of {num_workers} workers had a shard; ask for more pairs (--pairs)")
+    start = max(min(begin for begin, _, _ in own) for own in spans.values())
+    stop = min(max(end for _, end, _ in own) for own in spans.values())
+    pairs = held_s = 0.0
+    for begin, end, rows in (span for own in spans.values() for span in own):
+        inside_s = max(0.0, min(end, stop) - max(begin, start))
+        pairs += rows * inside_s / (end - begin)
+        held_s += inside_s
+    return pairs / (stop - start), held_s / (num_workers * (stop - start))
 
 
 def measure(data: Path, output: Path, num_pairs: int, num_workers: int, size_px: int) -> Figures:
@@ -199,11 +206,11 @@ def compare(folder: Path, num_pairs: int, factor: int, size_px: int, repeats: in
         for num_workers, results in found.items():  # in turn, so that a busy neighbour disturbs both
             results.append(measure(data, folder / f"out-{num_workers}-{repeat}", num_pairs, num_workers, size_px))
             print(f"{num_workers} workers: {results[-1]}", flush=True)
-    one, two = (found[num_workers] for num_workers in (1, 2))
-    print(f"pairs per core and second: {_median(one, 'per_core'):.1f}; {one[0].pair_kb:.0f} kB per pair")
-    print(f"two workers against one: {_median(two, 'rate') / _median(one, 'rate'):.2f}x on the clock", end=", ")
+    alone, both = found[1], found[2]
+    print(f"pairs per core and second: {_median(alone, 'per_core'):.1f}; {alone[0].pair_kb:.0f} kB per pair")
+    print(f"two workers against one: {_median(both, 'rate') / _median(alone, 'rate'):.2f}x on the clock", end=", ")
     # On a machine that others use, too, the clock says what they left; this does not.
-    share = _median(two, "undisturbed_rate") / _median(one, "undisturbed_rate")
+    share = _median(both, "undisturbed_rate") / _median(alone, "undisturbed_rate")
     print(f"{share:.2f}x by the time of cores and of idling")
     small = found[2][0]
     large = measure(data, folder / "large", num_pairs * factor, 2, size_px)
@@ -219,13 +226,13 @@ def compare(folder: Path, num_pairs: int, factor: int, size_px: int, repeats: in
 
 
 def _median(results: list[Figures], name: str) -> float:
-    return statistics.median(getattr(one, name) for one in results)
+    return float(statistics.median(getattr(one, name) for one in results))
 
 
 def main() -> None:
     """Measures in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=384)
+    parser.add_argument("--pairs", type=int, default=512)
     parser.add_argument("--factor", type=int, default=8)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
