@@ -136,5 +136,7 @@ class PairConfig(Config):
     pairs_per_shard: int = Field(
         default=256, ge=1, le=16_384, description="Pairs per stored shard, the unit of work and of retry."
     )
-    coco: CocoSelection = CocoSelection()
-    youtube_vis: VideoSelection = VideoSelection()
+    coco: CocoSelection = Field(default=CocoSelection(), description="Which objects of a COCO picture become subjects.")
+    youtube_vis: VideoSelection = Field(
+        default=VideoSelection(), description="Which two frames of a video become a pair, and how they are cut."
+    )

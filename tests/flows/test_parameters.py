@@ -5,9 +5,26 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from ezigen.config import CatalogInputs, ConfigurationError, SamplerConfig, embedded, paper, released
+from ezigen.config import (
+    CatalogInputs,
+    ConfigurationError,
+    FeatureConfig,
+    FeatureInputs,
+    PairConfig,
+    PairInputs,
+    RayConfig,
+    SamplerConfig,
+    StackConfig,
+    embedded,
+    paper,
+    released,
+)
+from flows.build_pairs import build_pairs
+from flows.feature_options import FeatureOptions
+from flows.pair_options import PairOptions
 from flows.parameters import build_parameters, describe_invalid
 from flows.personalize_catalog import personalize_catalog
+from flows.precompute_features import precompute_features
 from flows.run_options import RunOptions
 
 
@@ -144,16 +161,109 @@ def test_every_option_reaches_its_field():
     assert made.inputs.storage_block == "shop"
 
 
-def test_the_form_has_order_bounds_choices_and_descriptions():
-    schema = parameter_schema(personalize_catalog).model_dump()
-    groups = sorted(schema["properties"], key=lambda name: schema["properties"][name]["position"])
-    assert groups == ["inputs", "model", "sampler", "cluster"]
+def test_every_option_of_pairs_reaches_its_field():
+    made = PairOptions(
+        output="out",
+        coco="coco",
+        youtube_vis="videos",
+        coco_split="both",
+        num_coco=7,
+        num_youtube_vis=0,
+        max_refused_share=0.25,
+        wait=True,
+        storage_block="shop",
+        size=64,
+        seed=3,
+        targets="reference",
+        picture_format="png",
+        pairs_per_shard=9,
+        address="head:6379",
+        workers=2,
+        accelerator="cpu",
+        assignments=["pairs.coco.max_objects=2", "cluster.grace_period_s=5", "inputs.max_picture_side_px=640"],
+    ).parameters()
+    assert made.inputs == PairInputs(
+        output_uri="out",
+        coco_uri="coco",
+        coco_split="both",
+        youtube_vis_uri="videos",
+        num_coco_pairs=7,
+        num_youtube_vis_pairs=0,
+        max_refused_share=0.25,
+        if_busy="wait",
+        max_picture_side_px=640,
+        storage_block="shop",
+    )
+    assert made.pairs == PairConfig(
+        size_px=64, seed=3, targets="reference", picture_format="png", pairs_per_shard=9, coco={"max_objects": 2}
+    )
+    assert made.cluster == RayConfig(address="head:6379", num_workers=2, accelerator="cpu", grace_period_s=5)
+    assert PairOptions(output="out", coco="coco").parameters().inputs == PairInputs(output_uri="out", coco_uri="coco")
+
+
+def test_every_option_of_features_reaches_its_field():
+    made = FeatureOptions(
+        pairs="pairs",
+        store="store",
+        model="sd21",
+        device="cpu",
+        network_dtype="fp32",
+        policy="latents",
+        dtype="fp8",
+        tokens="foreground",
+        t_sub=100,
+        batch_size=2,
+        max_gib=1.5,
+        verify=True,
+        wait=True,
+        storage_block="shop",
+        address="head:6379",
+        workers=2,
+        accelerator="gpu",
+        assignments=["features.text_embeddings=false"],
+    ).parameters()
+    assert made.inputs == FeatureInputs(
+        pairs_uri="pairs", output_uri="store", max_gib=1.5, verify=True, if_busy="wait", storage_block="shop"
+    )
+    assert made.model == StackConfig(model="sd21", device="cpu", dtype="fp32")
+    assert made.features == FeatureConfig(
+        policy="latents", dtype="fp8", tokens="foreground", t_sub=100, text_embeddings=False, batch_size=2
+    )
+    assert made.cluster == RayConfig(address="head:6379", num_workers=2, accelerator="gpu")
+    assert FeatureOptions(pairs="p", store="s").parameters().features == FeatureConfig()
+
+
+def test_mistakes_name_the_groups_of_their_own_command():
+    with pytest.raises(ConfigurationError, match=r"groups inputs, pairs, cluster, as in pairs.coco.min_area_px=500"):
+        PairOptions(output="out", coco="coco", assignments=["sampler.num_steps=3"]).parameters()
+    with pytest.raises(ConfigurationError, match=r"groups inputs, model, features, cluster, as in features"):
+        FeatureOptions(pairs="p", store="s", assignments=["pairs.seed=3"]).parameters()
+    with pytest.raises(ValidationError) as caught:
+        FeatureOptions(pairs="p", store="s", dtype="fp4", t_sub=1000).parameters()
+    assert [line.partition(":")[0] for line in describe_invalid(caught.value)] == ["features.dtype", "features.t_sub"]
+
+
+@pytest.mark.parametrize(
+    ("flow", "groups"),
+    [
+        (personalize_catalog, ["inputs", "model", "sampler", "cluster"]),
+        (build_pairs, ["inputs", "pairs", "cluster"]),
+        (precompute_features, ["inputs", "model", "features", "cluster"]),
+    ],
+)
+def test_forms_have_an_order_and_a_description_everywhere(flow, groups):
+    schema = parameter_schema(flow).model_dump()
+    assert sorted(schema["properties"], key=lambda name: schema["properties"][name]["position"]) == groups
     assert schema["required"] == ["inputs"]
     for definition in schema["definitions"].values():
         fields = definition["properties"]
         assert [field["position"] for field in fields.values()] == list(range(len(fields)))
         assert all(field.get("description") for field in fields.values())
         assert definition["additionalProperties"] is False
+
+
+def test_the_form_of_a_catalog_has_bounds_and_choices():
+    schema = parameter_schema(personalize_catalog).model_dump()
     sampler = schema["definitions"]["SamplerConfig"]["properties"]
     assert (sampler["num_steps"]["minimum"], sampler["num_steps"]["maximum"]) == (1, 1000)
     assert sampler["mode"]["enum"] == ["text_only", "full_injection", "decoupled", "iterative"]

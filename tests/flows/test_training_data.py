@@ -5,23 +5,34 @@ import io
 import signal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import flows.build_pairs as pair_building
 import tasks.pairs.run
-from ezigen.config import ConfigurationError, FeatureConfig, FeatureInputs, PairConfig, RayConfig, StackConfig
+from ezigen.config import (
+    ConfigurationError,
+    FeatureConfig,
+    FeatureInputs,
+    PairConfig,
+    PairInputs,
+    RayConfig,
+    StackConfig,
+)
 from flows.build_pairs import build_pairs
 from flows.features_job import FeaturesSummary, format_bytes
 from flows.job import UnfinishedRun
 from flows.pairs_job import PairsSummary
 from flows.precompute_features import precompute_features
+from flows.storage_block import EzigenS3
 from flows.watching import current_watcher
 from tasks.cluster.connection import ClusterLost
 from tasks.features.outcome import FeatureOutcome
 from tasks.features.reader import FeatureStore
 from tasks.pairs import PairOutcome, SourceOutcome
-from tasks.storage import OutputFolder
+from tasks.storage import Locations, OutputFolder
 from tasks.storage.lease import Lease, LeaseHeld
 from tests.flows.test_flow import Follower, artifacts_of, logs_of
 from tests.pairs_run.conftest import World, read_pairs, world
@@ -168,8 +179,8 @@ def test_an_output_in_use_is_refused(tmp_path, folder, world, reporting_here, ti
 
 
 def test_too_many_refusals_fail_the_run_after_its_card(tmp_path, world, cluster, reporting_here):
-    strict = CONFIG.model_copy(update={"youtube_vis": CONFIG.youtube_vis.model_copy(update={"min_mask_share": 0.1})})
-    state, error = run_pairs_flow(world, tmp_path / "pairs", cluster, strict, max_refused_share=0.01)
+    strict = CONFIG.model_copy(update={"youtube_vis": CONFIG.youtube_vis.model_copy(update={"min_mask_share": 0.04})})
+    state, error = run_pairs_flow(world, tmp_path / "pairs", cluster, strict, max_refused_share=0.001)
     assert state.is_failed()
     assert isinstance(error, UnfinishedRun)
     assert "max_refused_share" in state.message
@@ -193,6 +204,38 @@ def test_a_lost_cluster_is_tried_again_with_a_new_plan(folder, world, reporting_
     assert state.message.startswith("nothing to do: 32 pairs")
     assert len(plans) == 2
     assert plans[0] is not plans[1]
+
+
+def test_both_flows_on_s3_with_the_keys_of_a_block(
+    tmp_path, world, cluster, reporting_here, s3_server, s3_folder, tiny_model, monkeypatch
+):
+    options = s3_server.storage_options
+    keys = {"access_key_id": options["key"], "secret_access_key": options["secret"]}
+    EzigenS3(endpoint_url=options["endpoint_url"], region=options.get("region", ""), **keys).save(
+        "data", overwrite=True
+    )
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    remote = OutputFolder(s3_folder, Locations(storage_options=options))
+    for path in (path for path in world.coco.rglob("*") if path.is_file()):
+        remote.write(f"coco/{path.relative_to(world.coco)}", path.read_bytes())
+
+    inputs = PairInputs(
+        output_uri=f"{s3_folder}/pairs", coco_uri=f"{s3_folder}/coco", num_coco_pairs=8, storage_block="data"
+    )
+    state = build_pairs(inputs, CONFIG, cluster, return_state=True)
+    assert state.message.startswith("8 pairs"), state.message
+    here, _ = run_pairs_flow(world, tmp_path / "pairs", cluster, youtube_vis_uri="", num_coco_pairs=8)
+    assert here.message == state.message
+    (name,) = remote.list("pairs/pairs")
+    there = pq.read_table(pa.BufferReader(remote.read(f"pairs/pairs/{name}"))).drop_columns("target_uri")
+    assert there.equals(read_pairs(tmp_path / "pairs").drop_columns("target_uri"))
+
+    state, _ = run_features_flow(f"{s3_folder}/pairs", f"{s3_folder}/store", tiny_model, cluster, storage_block="data")
+    assert state.is_completed(), state.message
+    store = FeatureStore.open(f"{s3_folder}/store", remote.locations)
+    assert store.read_subject(store.subject_ids()[0]).batch_size == 1
+    assert embedded_picture(artifacts_of(state.state_details.flow_run_id)["features-sheet"].data).width > 400
 
 
 # ---- the end in words
