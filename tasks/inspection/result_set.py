@@ -1,8 +1,8 @@
 """The output of a catalog run, and one item of it."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
 
 from ezigen.config import ConfigurationError
 from tasks.catalog.results import RESULTS_SCHEMA, ResultRow
@@ -16,6 +16,7 @@ from tasks.storage import ResultsLedger, RunOutput
 
 SHEET_ITEMS = 12
 ITEM_PX = 192
+_KEY_START = re.compile("[0-9a-f]{4,32}")
 
 
 def inspect_results(output: RunOutput) -> View:
@@ -43,8 +44,9 @@ def inspect_result(output: RunOutput, wanted: str) -> View:
     ledger = ResultsLedger(output)
 
     def ids() -> Iterator[str]:
-        names = [(row.item_id, row.item_key) for row in ledger.rows(columns=["item_id", "item_key"])]
-        return chain((item_id for item_id, _ in names), (key for _, key in names))
+        yield from (row.item_id for row in ledger.rows(columns=["item_id"]))
+        if _KEY_START.fullmatch(wanted):
+            yield from (row.item_key for row in ledger.rows(columns=["item_key"]))
 
     found = find_id(wanted, ids(), "item", output.root_uri)
     row = next((row for row in ledger.rows() if found in (row.item_id, row.item_key)), None)
