@@ -83,11 +83,10 @@ class TableIndex:
     def _find_one(self, one: str) -> int:
         if not is_id(one):
             return -1
-        upper, lower = np.uint64(int(one[:16], 16)), np.uint64(int(one[16:], 16))
-        words = self._keys.words
-        position = int(np.searchsorted(self._upper, upper))
-        while position < len(words) and words[position, 0] == upper:
-            if words[position, 1] == lower:
+        words, upper, lower = self._keys.words, int(one[:16], 16), int(one[16:], 16)
+        position = int(self._upper.searchsorted(np.uint64(upper)))
+        while position < len(words) and int(words[position, 0]) == upper:
+            if int(words[position, 1]) == lower:
                 return position
             position += 1
         return -1

@@ -20,7 +20,7 @@ from tasks.features.identity import FeatureIdentity
 from tasks.features.index import TableIndex
 from tasks.features.manifest import INDEX_PATH, STORE_PATH, find_damage, read_manifest, read_store
 from tasks.features.packing import PackedFeatures
-from tasks.features.row_reader import RawColumn, RowReader, damaged
+from tasks.features.row_reader import RawColumn, RowReader, damaged, tensors
 from tasks.features.schema import (
     DTYPES,
     EMBEDDING_DTYPE,
@@ -218,8 +218,8 @@ class FeatureStore:
     def _find(self, table: str, ids: Sequence[str]) -> npt.NDArray[np.int64]:
         index, _ = self._table(table)
         positions = index.find(ids)
-        if (positions < 0).any():
-            unknown = ids[int(np.flatnonzero(positions < 0)[0])]
+        if len(positions) and positions.min() < 0:
+            unknown = ids[int(positions.argmin())]
             raise KeyError(f"{unknown!r} is not among the {len(index):,} {table} of {self.output.root_uri}")
         return positions
 
@@ -236,10 +236,12 @@ class FeatureStore:
         columns = [SUBJECT_CLASS, *([MASK] if foreground else [])]
         columns += [name for block in blocks for name in ([block + SCALE_SUFFIX, block] if scaled else [block])]
         read = self._read_columns(SUBJECTS, positions, columns)
-        channels = {block.name: block.num_channels for block in self.identity.blocks}
-        dtype = DTYPES[self.identity.dtype]
-        values = {block: read[block].as_tensor(dtype, (-1, channels[block])) for block in blocks}
-        scales = {b: read[b + SCALE_SUFFIX].as_tensor(DTYPES[SCALE_DTYPE], (-1,)) for b in blocks} if scaled else None
+        shapes = {block.name: (-1, block.num_channels) for block in self.identity.blocks if block.name in blocks}
+        values = tensors(read, DTYPES[self.identity.dtype], shapes)
+        scales = None
+        if scaled:
+            named = tensors(read, DTYPES[SCALE_DTYPE], {block + SCALE_SUFFIX: (-1,) for block in blocks})
+            scales = {block: named[block + SCALE_SUFFIX] for block in blocks}
         kept = self._kept(read[MASK], blocks) if foreground else None
         packed = PackedFeatures(values, scales, None if kept is None else _padding_mask(values, kept))
         return SubjectBatch(ids, tuple(name.decode() for name in read[SUBJECT_CLASS].as_bytes()), packed, kept)

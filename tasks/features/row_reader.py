@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import pyarrow as pa
@@ -49,13 +50,32 @@ class RawColumn:
 
     def as_tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) of a dtype, a view of the block; one length may be -1."""
-        size = self.longest * len(self.lengths)
-        return self.block[self.offset : self.offset + size].view(dtype).view(len(self.lengths), *shape)
+        return tensors({"": self}, dtype, {"": shape})[""]
 
     def as_bytes(self) -> list[bytes]:
         """The values, copied; for small ones."""
         memory = self.block.numpy().data
         return [bytes(memory[self.slot(index)]) for index in range(len(self.lengths))]
+
+
+def tensors(
+    columns: Mapping[str, RawColumn], dtype: torch.dtype, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Columns of one block as (B, *shape) of a dtype, views of the block; the first length of a shape may be -1.
+
+    One operation per tensor: with the caches full of what was just read, each costs microseconds.
+    """
+    if not shapes:
+        return {}
+    typed = columns[next(iter(shapes))].block.view(dtype)
+    found = {}
+    for name, (first, *rest) in shapes.items():
+        column, width = columns[name], prod(rest)
+        length = column.longest // (width * dtype.itemsize) if first < 0 else first
+        strides = [prod(rest[index:]) for index in range(len(rest) + 1)]
+        size = (len(column.lengths), length, *rest)
+        found[name] = typed.as_strided(size, (length * width, *strides), column.offset // dtype.itemsize)
+    return found
 
 
 class RowReader:

@@ -70,6 +70,7 @@ class TableWriter:
         """Puts the file in its place; returns it with the rows of the shard's index that belong to it."""
         self._write_group()
         self._writer.close()
+        self._file.write_out()
         index = self._index(pq.read_metadata(self._file.local_path))
         return self._file.store(len(self._rows)), index
 
