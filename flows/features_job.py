@@ -52,8 +52,8 @@ class FeaturesSummary(Summary):
         print_table(("table", "rows", "size"), [(r["table"], r["rows"], r["size"]) for r in table_rows(outcome)])
         repaired = f", {outcome.shards_repaired:,} of them damaged before" if outcome.shards_repaired else ""
         out.print(f"{plural(outcome.shards_made, 'shard')} made{repaired}, {outcome.shards_kept:,} kept")
-        if outcome.shards_made and not outcome.shards_kept and outcome.seconds:
-            rate = format_decimal(outcome.subjects / outcome.seconds)
+        if outcome.subjects_made and outcome.seconds:
+            rate = format_decimal(outcome.subjects_made / outcome.seconds)
             out.print(f"{format_span(outcome.seconds)} in all: {rate} subjects/s")
         if outcome.manifest_uri:
             out.print(f"manifest: {escape(outcome.manifest_uri)}")
