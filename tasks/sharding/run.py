@@ -138,8 +138,10 @@ class _Execution:
         while time.monotonic() < deadline and self._cluster.vital_processes:
             self._cluster.check()
             time.sleep(_TICK_S)
-        text = str(error).strip().splitlines()
-        raise ClusterLost(f"Ray Data gave up ({type(error).__name__}: {text[0][:300] if text else ''})") from error
+        lines = str(error).strip().splitlines() or [""]
+        if "creation task" in lines[0]:  # the worker's class could not even be made, as where a module is missing
+            raise PoolFailed(f"no worker can be started: {lines[-1][:300]}") from error
+        raise ClusterLost(f"Ray Data gave up ({type(error).__name__}: {lines[0][:300]})") from error
 
     # ---- stopping and starting
 

@@ -77,16 +77,18 @@ class AnswerStream:
 
 
 def _make_dataset(work: ShardWork, shards: Sequence[str], workers: WorkerPlan, board: Any) -> Any:
-    """One block per shard, one shard at a time per actor: a dead worker costs no more than what it was making.
+    """One block per shard. An actor makes one shard at a time and has the next one waiting: without it, it would idle
+    for the tenth of a second that Ray Data takes to send another.
 
-    Ray restarts dead actors and gives them their shard again, for ever; the board bounds that.
+    Ray restarts dead actors and gives them their shards again, for ever; the board bounds that, and knows which of them
+    had begun.
     """
     _quieten()
     count = min(workers.count, len(shards))
     dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
         ShardMaker,  # type: ignore[arg-type]
         fn_constructor_args=(work, board, SecretVariables.of_process()),
-        compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
+        compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
         num_cpus=workers.num_cpus,
         num_gpus=workers.num_gpus or None,
     )
