@@ -82,7 +82,7 @@ class RowReader:
     """Reads rows of one table. `file_sizes` (by shard) tells a file that was replaced or cut off.
 
     check: compare each whole row's XXH3 with the index's. None does so for what comes over a network, where it costs
-    little beside the transfer; on a local disk it would cost a quarter of the speed.
+    little beside the transfer; on a local disk it would cost a third of the speed.
     """
 
     def __init__(
