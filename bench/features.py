@@ -1,6 +1,6 @@
 """Computing features: subjects per second, what goes beside the networks, two workers against one, and memory.
 
-    python bench/features.py [--pairs 256] [--factor 8] [--model mini] [--plan-pairs 200000]
+    python bench/features.py [--pairs 256] [--factor 8] [--model mini] [--plan-pairs 100000]
 
 Each measurement runs in a process of its own, so that its peak memory is its own; with Ray, the rate is that of the
 time in which workers work. Memory is shown at two sizes: of the set, of one shard, and of a plan.
@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--factor", type=int, default=8)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--plan-pairs", type=int, default=200_000)
+    parser.add_argument("--plan-pairs", type=int, default=100_000)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
