@@ -50,7 +50,7 @@ class Pieces:
 def divide(start: Counts, stop: Counts, pairs_per_shard: int) -> Pieces:
     """The ranks [start, stop) of every group, divided into shards of about `pairs_per_shard`.
 
-    A shard ends with the group that fills it; only a group larger than a shard is divided.
+    A group belongs to the shard in which its first rank falls; only a group larger than a shard is divided.
     """
     length = stop - start
     num_pieces = -(-length // pairs_per_shard)
