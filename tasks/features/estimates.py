@@ -57,7 +57,7 @@ class Estimate:
         if self.hours is not None:
             kind = f"{self.num_workers} {self.device}{'s' if self.num_workers > 1 else ''}"
             rate = f"{FLOP_PER_S[self.device] / 1e12:g} TFLOP/s each"
-            lines.append(("computing", f"{_hours(self.hours)} on {kind} at {rate}"))
+            lines.append(("computing", f"{_span(self.hours)} on {kind} at {rate}"))
         if self.break_even_from_picture is not None and self.break_even_from_latent is not None:
             lines.append(
                 (
@@ -143,5 +143,7 @@ def _size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+def _span(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{max(1, round(hours * 3600))} s"

@@ -199,7 +199,7 @@ def _check_budget(plan: FeaturePlan) -> None:
     wanted = plan.estimate.total_bytes / 2**30
     if limit and wanted > limit and plan.to_do:
         raise ConfigurationError(
-            f"the feature store would have about {wanted:,.1f} GiB, more than inputs.max_gib allows ({limit:,.1f}); "
+            f"the feature store would have about {wanted:,.3g} GiB, more than inputs.max_gib allows ({limit:,.3g}); "
             "raise it, or store less with features.dtype=fp8, features.tokens=foreground or features.policy=latents."
         )
 
