@@ -133,12 +133,14 @@ def make_plan(pairs: str, output: str, model: str) -> FeaturePlan:
 
 
 class MeasuredWork(FeatureWork):
-    """Says how much memory its process has ever used."""
+    """Says how much memory its process has ever used, and how much CPU time the shard took."""
 
     def make(self, shard: str) -> ShardReport:
-        """The shard, with one more count."""
+        """The shard, with two more counts."""
+        started = time.process_time()
         report = super().make(shard)
-        return dataclasses.replace(report, counts={**report.counts, "peak_kib": peak_kib()})
+        cpu_us = int(1e6 * (time.process_time() - started))
+        return dataclasses.replace(report, counts={**report.counts, "peak_kib": peak_kib(), "cpu_us": cpu_us})
 
 
 def peak_kib() -> int:
@@ -165,6 +167,7 @@ def run(pairs: str, output: str, model: str, num_workers: str) -> dict[str, floa
     return {
         "subjects": plan.num_subjects,
         "seconds": max(at for at, _ in ended) - begun,
+        "cpu_ms": sum(report.counts["cpu_us"] for _, report in ended) / 1e3 / plan.num_subjects,
         "driver_mib": peak_kib() / 2**10,
         "worker_mib": max(report.counts["peak_kib"] for _, report in ended) / 2**10,
         "num_bytes": sum(file.num_bytes for _, report in ended for file in report.files),
@@ -243,9 +246,16 @@ def compare_workers(folder: Path, model: str, repeats: int) -> dict[str, float]:
             output = folder / f"store-{num_workers}-{repeat}"
             results.append(measure("run", folder / "pairs", output, model, num_workers))
             one = results[-1]
-            print(f"{num_workers} workers: {one['subjects'] / one['seconds']:7.1f} subjects/s", flush=True)
+            rate = one["subjects"] / one["seconds"]
+            print(
+                f"{num_workers} workers: {rate:6.1f} subjects/s, {one['cpu_ms']:.1f} ms of CPU per subject", flush=True
+            )
     rates = {n: statistics.median(one["subjects"] / one["seconds"] for one in results) for n, results in found.items()}
-    print(f"two workers against one: {rates[2] / rates[1]:.2f}x", flush=True)
+    # One worker takes more than a core: it reads and writes beside the networks.
+    spent = {n: statistics.median(one["cpu_ms"] for one in results) for n, results in found.items()}
+    print(
+        f"two workers against one: {rates[2] / rates[1]:.2f}x; CPU per subject {spent[2] / spent[1]:.2f}x", flush=True
+    )
     return found[2][0]
 
 
