@@ -199,9 +199,13 @@ def _check_budget(plan: FeaturePlan) -> None:
     wanted = plan.estimate.total_bytes / 2**30
     if limit and wanted > limit and plan.to_do:
         raise ConfigurationError(
-            f"the feature store would have about {wanted:,.3g} GiB, more than inputs.max_gib allows ({limit:,.3g}); "
+            f"the feature store would have about {_gib(wanted)} GiB, more than inputs.max_gib allows ({_gib(limit)}); "
             "raise it, or store less with features.dtype=fp8, features.tokens=foreground or features.policy=latents."
         )
+
+
+def _gib(size: float) -> str:
+    return f"{size:,.1f}" if size >= 1 else f"{size:.2g}"
 
 
 # ---- what is there
