@@ -36,7 +36,7 @@ from tasks.storage import OutputFolder
 
 SIDE_PX = 512
 NUM_PICTURES, NUM_VIDEOS, NUM_FRAMES = 32, 3, 10
-PAIRS_PER_SHARD = 32
+PAIRS_PER_SHARD = 64
 
 
 class MeasuredWork(PairWork):
@@ -184,7 +184,7 @@ def _rate(ended: list[tuple[float, ShardReport]], num_workers: int) -> tuple[flo
         inside_s = max(0.0, min(end, stop) - max(begin, start))
         pairs += rows * inside_s / (end - begin)
         held_s += inside_s
-    return pairs / (stop - start), held_s / (num_workers * (stop - start))
+    return pairs / (stop - start), min(1.0, held_s / (num_workers * (stop - start)))
 
 
 def measure(data: Path, output: Path, num_pairs: int, num_workers: int, size_px: int) -> Figures:

@@ -1,5 +1,7 @@
 """What runs inside Ray Data's actors: opens the work once, then one shard per row."""
 
+import contextlib
+import ctypes
 import dataclasses
 import json
 import logging
@@ -82,6 +84,7 @@ class ShardMaker:
             return self._make(shard)
         finally:
             self._board.end.remote(self._id)
+            _return_memory()
 
     def _make(self, shard: str) -> Answer:
         started = time.perf_counter()
@@ -120,3 +123,12 @@ class ShardMaker:
         ray.get(self._board.worker_ready.remote(self._id))
         self._name = f"{context.get_node_id()[:8]}/{os.getpid()}"
         return None
+
+
+def _return_memory() -> None:
+    """Gives what is free back to the system: pictures of many sizes leave gaps, which would add up over shards."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
