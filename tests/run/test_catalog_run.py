@@ -159,7 +159,8 @@ def test_what_an_unfinished_run_left_half_written_is_removed(tmp_path, state):
 
 
 def test_stopping_keeps_what_is_finished_and_the_next_run_does_the_rest(tmp_path):
-    catalog = write_catalog(tmp_path, 30)
+    num_items = 400  # seconds of work, because progress is reported twice a second
+    catalog = write_catalog(tmp_path, num_items)
     stop = threading.Event()
 
     def stop_soon(progress) -> None:
@@ -168,14 +169,14 @@ def test_stopping_keeps_what_is_finished_and_the_next_run_does_the_rest(tmp_path
 
     outcome = run(inputs(tmp_path, catalog), cluster=cluster(), on_progress=stop_soon, stop=stop)
     assert outcome.stopped
-    assert 0 < outcome.done < 30
+    assert 0 < outcome.done < num_items
     assert run_record(tmp_path)["state"] == "stopped"
     assert len(resolved_rows(tmp_path / "out")) == outcome.done
     wait_until(lambda: not any(is_alive(pid) for pid in Computed(tmp_path / "out").pids()), 10, "the actors' end")
 
     rest = run(inputs(tmp_path, catalog), cluster=cluster())
-    assert rest.done == 30 - outcome.done
-    assert_complete(tmp_path / "out", 30)
+    assert rest.done == num_items - outcome.done
+    assert_complete(tmp_path / "out", num_items)
 
 
 def test_a_model_that_cannot_be_loaded_fails_the_run_and_says_why(tmp_path):
