@@ -22,6 +22,7 @@ from tests.features.pairs_files import make_row, write_pairs
 from tests.features.stage import Stage
 from tests.run.conftest import wait_until
 from tests.run.test_kills import assert_gone
+from tests.stopping import stop_when_stored
 
 pytestmark = pytest.mark.slow
 
@@ -132,14 +133,10 @@ def test_a_stopped_run_goes_on_where_it_ended_even_beside_damaged_pairs(
     pairs, reference, tmp_path, tiny_folder, ray_address
 ):
     stop = threading.Event()
-
-    def stop_early(progress: ShardProgress) -> None:
-        if progress.shards_done:
-            stop.set()
-
     store, cluster = tmp_path / "store", RayConfig(address=ray_address, num_workers=1)
     stage = Stage(pairs, store, tiny_folder)
-    outcome = stage.run(cluster=cluster, on_progress=stop_early, stop=stop)
+    with stop_when_stored(store / "samples", stop):
+        outcome = stage.run(cluster=cluster, stop=stop)
     assert outcome.stopped
     assert state_of(store) == "stopped"
     assert 1 <= outcome.shards_made == len(modified(store)) < NUM_SHARDS

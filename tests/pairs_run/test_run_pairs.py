@@ -26,6 +26,7 @@ from tasks.storage import OutputFolder
 from tests.pairs_run.conftest import Build, World, read_pairs, stored_bytes
 from tests.run.conftest import wait_until
 from tests.run.test_kills import assert_gone
+from tests.stopping import stop_when_stored
 
 pytestmark = pytest.mark.slow
 
@@ -127,12 +128,8 @@ def title(process: psutil.Process) -> str:
 
 def test_a_stopped_run_goes_on_where_it_ended(world, reference, tmp_path, ray_address):
     stop = threading.Event()
-
-    def stop_early(progress: ShardProgress) -> None:
-        if progress.shards_done:
-            stop.set()
-
-    outcome = Build(world.inputs(tmp_path)).run(ray_address, 1, on_progress=stop_early, stop=stop)
+    with stop_when_stored(tmp_path / "pairs", stop):
+        outcome = Build(world.inputs(tmp_path)).run(ray_address, 1, stop=stop)
     assert outcome.state == "stopped"
     assert json.loads((tmp_path / "run.json").read_text())["state"] == "stopped"
     assert 1 <= outcome.shards_made == len(list((tmp_path / "pairs").iterdir())) < 12
@@ -231,16 +228,8 @@ def test_further_rounds_make_up_for_damaged_pictures(damaged, tmp_path, ray_addr
 def test_a_run_stopped_between_two_rounds_is_not_finished(damaged, tmp_path, ray_address):
     build = Build(damaged.inputs(tmp_path / "out", num_youtube_vis_pairs=0))
     num_shards, stop = len(build.plan().shards), threading.Event()
-
-    def stop_after_the_first_round() -> None:
-        while len(list((tmp_path / "out/pairs").glob("r0-*.parquet"))) < num_shards:
-            time.sleep(0.01)
-        stop.set()
-
-    watcher = threading.Thread(target=stop_after_the_first_round, daemon=True)
-    watcher.start()
-    outcome = build.run(ray_address, 2, stop=stop)
-    watcher.join(30)
+    with stop_when_stored(tmp_path / "out/pairs", stop, num_shards):
+        outcome = build.run(ray_address, 2, stop=stop)
     assert (outcome.state, outcome.num_rounds) == ("stopped", 1)
     assert outcome.built < 40
     assert not (tmp_path / "out/manifest.json").exists()
