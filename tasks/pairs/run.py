@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import logging
-import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 
 from ezigen.config import ConfigurationError, RayConfig
 from tasks.cluster import Cluster, connect
@@ -24,7 +22,7 @@ from tasks.sharding import ShardMeter, ShardProgress, ShardReport, run_shards
 from tasks.sharding.leftovers import remove_leftovers
 from tasks.storage import Locations, OutputFolder, RunRecord, RunState, new_run_id
 from tasks.storage.lease import Lease, LeaseLost
-from tasks.storage.run_record import now_text
+from tasks.storage.run_record import now_text, package_versions
 
 __all__ = ["PairsRun", "run_pairs"]
 
@@ -282,13 +280,5 @@ def _new_record(run: PairsRun) -> RunRecord:
         config=plan.config.model_dump(mode="json"),
         cluster=run.cluster.model_dump(mode="json"),
         fingerprints={"plan": plan.identity},
-        versions=_versions(),
+        versions=package_versions(_PACKAGES),
     )
-
-
-def _versions() -> Mapping[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
