@@ -12,9 +12,19 @@ from ezigen.config.pairs import CocoSelection, PairConfig, PairInputs, VideoSele
 from ezigen.config.presets import PRESETS, embedded, paper, released
 from ezigen.config.ray import RayConfig
 from ezigen.config.sampler import LoopConfig, SamplerConfig
+from ezigen.config.training import (
+    TRAINING_PRESETS,
+    MonitoringConfig,
+    OptimizerConfig,
+    SourceConfig,
+    TrainingClusterConfig,
+    TrainingConfig,
+    TrainingInputs,
+)
 
 __all__ = [
     "PRESETS",
+    "TRAINING_PRESETS",
     "CatalogInputs",
     "ClusterConfig",
     "CocoSelection",
@@ -25,11 +35,17 @@ __all__ = [
     "ItemError",
     "LoopConfig",
     "ModelConfig",
+    "MonitoringConfig",
+    "OptimizerConfig",
     "PairConfig",
     "PairInputs",
     "RayConfig",
     "SamplerConfig",
+    "SourceConfig",
     "StackConfig",
+    "TrainingClusterConfig",
+    "TrainingConfig",
+    "TrainingInputs",
     "VideoSelection",
     "embedded",
     "paper",

@@ -30,9 +30,14 @@ class ModelConfig(StackConfig):
     adapter: str = Field(
         default="auto",
         min_length=1,
-        description='The subject adapter: "auto" (the one shipped with "mini"), a folder with '
-        "adapter.safetensors and card.json, "
+        description='The subject adapter: "auto" (the one shipped with "mini"), NAME@ALIAS or NAME@VERSION of a '
+        "published one, a folder or s3:// prefix with adapter.safetensors and card.json, "
         'the authors\' checkpoint folder, or "none" (only for mode text_only).',
+    )
+    adapters_uri: str = Field(
+        default="adapters",
+        min_length=1,
+        description="Folder or s3:// prefix of published adapters, where NAME@ALIAS is looked up.",
     )
     image_encoder: str = Field(
         default="auto",
