@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from ezigen.config.base import Config
 from ezigen.config.ray import RayConfig
+from ezigen.config.sampler import LoopConfig, SamplerConfig
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """Names of adapters and of their aliases."""
@@ -200,10 +201,26 @@ class MonitoringConfig(Config):
         default="decoupled", description="How the samples are made; iterative costs several times more."
     )
     num_sampling_steps: int = Field(default=20, ge=1, le=1000, description="Denoising steps of a sample.")
-    guidance_scale: float = Field(default=7.5, ge=0.0, le=50.0, description="Guidance of a sample.")
+    guidance_scale: float = Field(default=7.5, ge=1.0, le=50.0, description="Guidance of a sample; 1 switches it off.")
     split_ratio: float = Field(
         default=0.4, gt=0.0, le=1.0, description="Share of the steps with the subject, in mode decoupled and iterative."
     )
+
+    @model_validator(mode="after")
+    def _samples_can_be_made(self) -> Self:
+        self.sampler()
+        return self
+
+    def sampler(self, *, t_sub: int = 1) -> SamplerConfig:
+        """How the samples are made; loops, if any, are three, so that a sample always costs the same."""
+        return SamplerConfig(
+            mode=self.mode,
+            num_steps=self.num_sampling_steps,
+            split_ratio=self.split_ratio,
+            guidance_scale=self.guidance_scale,
+            t_sub=t_sub,
+            loops=LoopConfig(stop="fixed", num_loops=3),
+        )
 
 
 class TrainingClusterConfig(RayConfig):
