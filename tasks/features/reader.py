@@ -69,7 +69,7 @@ class SubjectBatch:
 
 @dataclass(frozen=True, eq=False)
 class TargetLatent:
-    """Posterior of a target picture, both (c, h, w) in fp32, scaled as the UNet expects them."""
+    """Posterior of a target picture, both (c, h, w) in fp32, scaled as the UNet expects them; or (B, c, h, w)."""
 
     mean: Tensor
     variance: Tensor
@@ -80,6 +80,23 @@ class StoredText:
     """A text, its token ids (L,) int64 and its embeddings (L, D) fp16, if the store holds them."""
 
     text: str
+    token_ids: Tensor
+    embeddings: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectLatents:
+    """Some subjects of a store with policy latents: ids, classes, and latents (B, c, h, w) in fp32, scaled."""
+
+    ids: tuple[str, ...]
+    subject_classes: tuple[str, ...]
+    latents: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TextBatch:
+    """Token ids (B, L) int64 of some texts, and embeddings (B, L, D) fp16, if the store holds them."""
+
     token_ids: Tensor
     embeddings: Tensor | None
 
@@ -154,10 +171,16 @@ class FeatureStore:
 
     def read_subject_latent(self, subject_id: str) -> Tensor:
         """One subject's latent (c, h, w) in fp32, of a store with policy latents."""
+        return self.read_subject_latents([subject_id]).latents[0]
+
+    def read_subject_latents(self, subject_ids: Sequence[str]) -> SubjectLatents:
+        """Several subjects in this order, of a store with policy latents."""
         if self.identity.policy != "latents":
             raise ConfigurationError(f"the feature store {self.output.root_uri} holds features, not subject latents.")
-        column = self._read(SUBJECTS, [subject_id], [LATENT])[LATENT]
-        return column.as_tensor(DTYPES[LATENT_DTYPE], self.identity.latent_shape)[0].float()
+        columns = self._read(SUBJECTS, subject_ids, [SUBJECT_CLASS, LATENT])
+        latents = columns[LATENT].as_tensor(DTYPES[LATENT_DTYPE], self.identity.latent_shape).float()
+        names = tuple(name.decode() for name in columns[SUBJECT_CLASS].as_bytes())
+        return SubjectLatents(tuple(subject_ids), names, latents)
 
     def iterate(
         self,
@@ -182,20 +205,26 @@ class FeatureStore:
 
     def read_target(self, picture_id: str) -> TargetLatent:
         """One target's posterior. Raises like `read_subject`."""
-        columns = self._read(LATENTS, [picture_id], [MEAN, VARIANCE])
+        both = self.read_targets([picture_id])
+        return TargetLatent(both.mean[0], both.variance[0])
+
+    def read_targets(self, picture_ids: Sequence[str]) -> TargetLatent:
+        """Several targets' posteriors in this order, (B, c, h, w)."""
+        columns = self._read(LATENTS, picture_ids, [MEAN, VARIANCE])
         shape = self.identity.latent_shape
-        mean = columns[MEAN].as_tensor(DTYPES[LATENT_DTYPE], shape)[0].float()
-        return TargetLatent(mean, columns[VARIANCE].as_tensor(DTYPES[VARIANCE_DTYPE], shape)[0].float())
+        mean = columns[MEAN].as_tensor(DTYPES[LATENT_DTYPE], shape).float()
+        return TargetLatent(mean, columns[VARIANCE].as_tensor(DTYPES[VARIANCE_DTYPE], shape).float())
 
     def read_text(self, text_id: str) -> StoredText:
         """One text. Raises like `read_subject`."""
-        stored = [TEXT, TOKEN_IDS, *([EMBEDDINGS] if self.identity.text_embeddings else [])]
-        columns = self._read(TEXTS, [text_id], stored)
-        token_ids = columns[TOKEN_IDS].as_tensor(torch.int32, (-1,))[0].long()
-        embeddings = None
-        if EMBEDDINGS in columns:
-            embeddings = columns[EMBEDDINGS].as_tensor(DTYPES[EMBEDDING_DTYPE], self.identity.text_shape)[0]
-        return StoredText(columns[TEXT].as_bytes()[0].decode(), token_ids, embeddings)
+        columns = self._read(TEXTS, [text_id], [TEXT, *self._text_columns()])
+        both = self._text_batch(columns)
+        embeddings = None if both.embeddings is None else both.embeddings[0]
+        return StoredText(columns[TEXT].as_bytes()[0].decode(), both.token_ids[0], embeddings)
+
+    def read_texts(self, text_ids: Sequence[str]) -> TextBatch:
+        """What the networks need of several texts, in this order."""
+        return self._text_batch(self._read(TEXTS, text_ids, self._text_columns()))
 
     def samples(self, shards: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of samples/: pair_id, subject_id, target_id, text_id, and what else was stored with them."""
@@ -205,6 +234,15 @@ class FeatureStore:
     def verify(self) -> list[str]:
         """Names of the shards with an object that is missing or whose bytes are not those that were written."""
         return [shard.name for shard in self.shards if find_damage(self.output, shard) is not None]
+
+    def _text_columns(self) -> list[str]:
+        return [TOKEN_IDS, *([EMBEDDINGS] if self.identity.text_embeddings else [])]
+
+    def _text_batch(self, columns: Mapping[str, RawColumn]) -> TextBatch:
+        token_ids = columns[TOKEN_IDS].as_tensor(torch.int32, (-1,)).long()
+        if EMBEDDINGS not in columns:
+            return TextBatch(token_ids, None)
+        return TextBatch(token_ids, columns[EMBEDDINGS].as_tensor(DTYPES[EMBEDDING_DTYPE], self.identity.text_shape))
 
     def _read(self, table: str, ids: Sequence[str], columns: Sequence[str]) -> dict[str, RawColumn]:
         return self._read_columns(table, self._find(table, ids), columns)

@@ -149,10 +149,13 @@ class RowReader:
 
     def _read_group(self, shard: str, row_group: int) -> pa.RecordBatch:
         """A row group; the last one is kept, because a scan asks for it again and again."""
-        if self._group is None or self._group[:2] != (shard, row_group):
-            self._group = None
-            self._group = (shard, row_group, _read_group(self._output, f"{self._table}/{shard}.parquet", row_group))
-        return self._group[2]
+        # Several threads may read, so each looks at what it took, not at what is there by now.
+        group = self._group
+        if group is None or group[:2] != (shard, row_group):
+            self._group = group = None  # two groups at once would be a waste
+            rows = _read_group(self._output, f"{self._table}/{shard}.parquet", row_group)
+            self._group = group = (shard, row_group, rows)
+        return group[2]
 
 
 class _DamageError(Exception):

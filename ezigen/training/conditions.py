@@ -1,0 +1,162 @@
+"""What the UNet is told about each sample: its caption and its subjects. Frozen networks only, without gradients."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ezigen.config import ConfigurationError
+from ezigen.diffusion import NoiseSource
+from ezigen.models import Stack, encode_prompts, transformer_blocks
+from ezigen.subject import SUBJECT_PROMPT, SubjectEncoder, SubjectFeatures, encode_latents
+from ezigen.training.batch import TrainBatch
+from ezigen.training.draws import Draws
+
+_MAX_CACHED_CLASSES = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """text (B, L, D) in the stack's precision, and subject: the tokens that the adapters attend to."""
+
+    text: Tensor
+    subject: SubjectFeatures
+
+
+class Conditioner:
+    """Turns batches and their dropouts into conditions.
+
+    t_sub and template are those of the feature store: recomputed features then equal stored ones. padded_slots: as
+    many slots per sample always exist, missing ones filled with a blank picture (the released code); 0: missing slots
+    are not attended to. Adapters on the stack's UNet must be idle.
+    """
+
+    def __init__(self, stack: Stack, *, t_sub: int, template: str = SUBJECT_PROMPT, padded_slots: int = 0) -> None:
+        self._stack = stack
+        self._t_sub, self._template, self._padded_slots = t_sub, template, padded_slots
+        self._widths = {name: block.norm1.weight.shape[0] for name, block in transformer_blocks(stack.unet).items()}
+        self._prompts: dict[str, Tensor] = {}
+        self._blank: SubjectFeatures | None = None
+
+    @torch.no_grad()
+    def conditions(self, batch: TrainBatch, draws: Draws) -> Conditions:
+        """Captions and subjects, without what the draws drop."""
+        return Conditions(self._text(batch, draws.keeps_text), self._subject(batch, draws.keeps_subject))
+
+    def _text(self, batch: TrainBatch, keeps: Tensor) -> Tensor:
+        text = encode_tokens(self._stack, batch.token_ids) if batch.text is None else batch.text
+        text = text.to(self._stack.device, self._stack.dtype)
+        if keeps.all():
+            return text
+        return torch.where(keeps.to(text.device)[:, None, None], text, self._prompt(""))
+
+    def _subject(self, batch: TrainBatch, keeps: Tensor) -> SubjectFeatures:
+        """The slots' tokens; a sample that is not kept has none, which is not the same as tokens of zeros."""
+        if not keeps.any():
+            return self._nothing(len(batch))
+        features = batch.features if batch.features is not None else self._recompute(batch, keeps)
+        if self._padded_slots:
+            features = self._fill_slots(features, batch.slots)
+        return features if keeps.all() else features.keep(keeps)
+
+    def _nothing(self, num_samples: int) -> SubjectFeatures:
+        device, dtype = self._stack.device, self._stack.dtype
+        return SubjectFeatures(
+            {name: torch.empty(num_samples, 0, width, device=device, dtype=dtype) for name, width in self._widths.items()}
+        )
+
+    def _recompute(self, batch: TrainBatch, keeps: Tensor) -> SubjectFeatures:
+        """Features of the subjects that exist and are kept; the other slots are masked."""
+        if batch.subject_latents is None:
+            raise ValueError("a batch has either features or subject_latents")
+        slots = batch.slots.cpu()
+        wanted = (slots & keeps.cpu()[:, None]).flatten()
+        classes = [name for name, is_wanted in zip(_class_per_slot(batch, slots), wanted.tolist(), strict=True) if is_wanted]
+        found = self._encode(batch.subject_latents.flatten(0, 1)[wanted.to(batch.subject_latents.device)], classes)
+        return found if wanted.all() and slots.shape[1] == 1 else _spread(found, wanted.reshape(slots.shape))
+
+    def _encode(self, latents: Tensor, classes: Sequence[str]) -> SubjectFeatures:
+        """As SubjectEncoder, from latents (M, c, h, w) instead of pictures."""
+        stack = self._stack
+        noise = NoiseSource().noise(0, "subject", 0, 0, latents.shape[1:]).to(stack.device).expand_as(latents)
+        t = torch.full((len(latents),), self._t_sub, device=stack.device)
+        noisy = stack.schedule.add_noise(latents.float(), noise, t)
+        text = torch.cat([self._prompt(self._template.replace("{subject_class}", name)) for name in classes])
+        return encode_latents(stack.unet, noisy.to(stack.dtype), t, text)
+
+    def _prompt(self, prompt: str) -> Tensor:
+        """(1, L, D). Each is encoded alone, so that its bits do not depend on which others came before a resume."""
+        if prompt not in self._prompts:
+            if len(self._prompts) >= _MAX_CACHED_CLASSES:
+                self._prompts.clear()
+            self._prompts[prompt] = encode_prompts(self._stack, [prompt])
+        return self._prompts[prompt]
+
+    def _fill_slots(self, features: SubjectFeatures, slots: Tensor) -> SubjectFeatures:
+        """Exactly `padded_slots` slots, all attended to, with the blank picture's tokens in those that are missing."""
+        blank, device = self._blank_features(), next(iter(features.tokens.values())).device
+        masks = features.full_mask()
+        exists = torch.nn.functional.pad(slots, (0, self._padded_slots - slots.shape[1])).to(device)[:, :, None]
+        tokens, filled = {}, {}
+        for name, given in features.tokens.items():
+            empty = blank.tokens[name].to(given)[:, None]
+            each = _by_slot(given, slots.shape[1], empty.shape[2], name)
+            padding = (0, 0, 0, 0, 0, self._padded_slots - slots.shape[1])
+            each = torch.nn.functional.pad(each, padding)
+            mask = torch.nn.functional.pad(masks[name].unflatten(1, slots.shape[1:] + (-1,)), padding[2:])
+            tokens[name] = torch.where(exists[..., None], each, empty).flatten(1, 2)
+            filled[name] = (mask | ~exists).flatten(1)
+        complete = all(bool(mask.all()) for mask in filled.values())
+        return SubjectFeatures(tokens, None if complete else filled)
+
+    def _blank_features(self) -> SubjectFeatures:
+        if self._blank is None:
+            white = torch.ones(1, 3, self._stack.image_size_px, self._stack.image_size_px)
+            encoder = SubjectEncoder(self._stack)
+            self._blank = encoder.encode(white, [""], t_sub=self._t_sub, template=self._template)
+        return self._blank
+
+
+@torch.no_grad()
+def encode_tokens(stack: Stack, token_ids: Tensor) -> Tensor:
+    """Text embeddings (B, L, D) of token ids (B, L), as `encode_prompts` makes them of the prompts."""
+    token_ids = token_ids.to(stack.device)
+    mask = None
+    if getattr(stack.text_encoder.config, "use_attention_mask", False):
+        ends = token_ids == stack.tokenizer.eos_token_id
+        # What follows the first end is padding, whichever token pads.
+        mask = (ends.cumsum(dim=1) - ends.long() == 0).long()
+    embeddings: Tensor = stack.text_encoder(token_ids, attention_mask=mask)[0]
+    return embeddings
+
+
+def _class_per_slot(batch: TrainBatch, slots: Tensor) -> list[str]:
+    """Classes of all B * S slots, "" where there is no subject."""
+    classes: list[str] = []
+    for row, names in zip(slots.tolist(), batch.subject_classes, strict=True):
+        remaining = iter(names)
+        classes += [next(remaining) if exists else "" for exists in row]
+    return classes
+
+
+def _spread(found: SubjectFeatures, slots: Tensor) -> SubjectFeatures:
+    """Tokens of the M slots that are True, put where they belong among (B, S); the others are masked."""
+    tokens, mask = {}, {}
+    for name, given in found.tokens.items():
+        place = slots.to(given.device)
+        each = given.new_zeros(*slots.shape, *given.shape[1:])
+        each[place] = given
+        tokens[name] = each.flatten(1, 2)
+        mask[name] = place.repeat_interleave(given.shape[1], dim=1)
+    return SubjectFeatures(tokens, mask)
+
+
+def _by_slot(tokens: Tensor, num_slots: int, num_tokens: int, name: str) -> Tensor:
+    """(B, S * N, C) -> (B, S, N, C)."""
+    if tokens.shape[1] != num_slots * num_tokens:
+        raise ConfigurationError(
+            f"mask_padding false fills {num_tokens} tokens per slot in {name}, but the store's subjects have other "
+            "numbers; use a store of all tokens, or mask_padding true"
+        )
+    return tokens.unflatten(1, (num_slots, num_tokens))

@@ -1,0 +1,34 @@
+"""In which precision a run computes."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from ezigen.config import ConfigurationError, TrainingConfig
+from ezigen.models import Stack
+
+Precision = Literal["fp32", "bf16"]
+
+
+def choose_precision(config: TrainingConfig, device: torch.device) -> Precision:
+    """What "auto" means on this device: bf16 on a GPU, fp32 on a CPU."""
+    if config.precision == "auto":
+        return "fp32" if device.type == "cpu" else "bf16"
+    return config.precision
+
+
+def cast_stack(stack: Stack, precision: Precision) -> Stack:
+    """The stack with its networks in this precision, cast in place: the given stack is not to be used any more.
+
+    Raises ConfigurationError when fp32 is wanted of networks that were loaded rounded.
+    """
+    if precision == "fp32":
+        if stack.dtype != torch.float32:
+            raise ConfigurationError(
+                f"training.precision is fp32, but the model is loaded in {stack.dtype}; set model.dtype to fp32"
+            )
+        return stack
+    for network in (stack.unet, stack.vae, stack.text_encoder):
+        network.to(torch.bfloat16)
+    return replace(stack, dtype=torch.bfloat16)
