@@ -199,7 +199,7 @@ def count_chart(name: str, titles: tuple[str, str], note: str, bins: SparseBins,
 
 def _value_columns(bins: SparseBins, low: float, high: float, unit: str = "", noun: str = "image") -> _Columns:
     """Columns of a round width that hold the values from `low` to `high`."""
-    width = _nice_step((high - low) / 24)
+    width = nice_step((high - low) / 24)
     start = math.floor(low / width + 1e-9) * width
     num_columns = max(1, math.ceil((high - start) / width - 1e-9))
     counts = rebin(bins.items(), bins.width, start, width, num_columns)
@@ -234,7 +234,7 @@ def _chart(
 
 def _ticks(span: float, about: int, start: float = 0.0, *, whole: bool = False) -> list[float]:
     """Round numbers between `start` and start + span, about so many of them."""
-    step = _nice_step(span / about) if span > 0 else 1.0
+    step = nice_step(span / about) if span > 0 else 1.0
     if whole:
         step = max(1.0, step)
     first = math.ceil(start / step - 1e-9)
@@ -242,7 +242,7 @@ def _ticks(span: float, about: int, start: float = 0.0, *, whole: bool = False) 
     return [round(i * step, 10) for i in range(first, last + 1)]
 
 
-def _nice_step(at_least: float) -> float:
+def nice_step(at_least: float) -> float:
     """The smallest of 1, 2, 5 times a power of ten that is not below `at_least`."""
     if at_least <= 0:
         return 1.0

@@ -204,6 +204,7 @@ def images_per_second(record: RunRecord | None, run: RunFigures | None) -> float
 _GROUPS = (
     ("Model", "model"),
     ("Sampler", "sampler"),
+    ("Configuration", "config"),
     ("Inputs", "inputs"),
     ("Cluster", "cluster"),
     ("Fingerprints", "fingerprints"),

@@ -3,11 +3,9 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
 from ezigen.config import ItemError, ModelConfig, MonitoringConfig, StackConfig, TrainingConfig
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from ezigen.training.learner import Learner
 
     from ezigen.metrics import Scorer
-    from ezigen.models import Stack
     from tasks.training.data import TrainingSet
 
 __all__ = ["MeasuredSample", "Measurement", "Part", "Validator", "read_measurements", "write_measurement"]
@@ -72,7 +69,6 @@ class Validator:
 
     def __init__(
         self,
-        stack: "Stack",
         learner: "Learner",
         training_set: "TrainingSet",
         monitoring: MonitoringConfig,
@@ -86,10 +82,10 @@ class Validator:
 
         Without them only the loss is measured; a warning names the location.
         """
-        self._stack, self._learner, self._training_set = stack, learner, training_set
+        self._learner, self._training_set = learner, training_set
         self._monitoring, self._config = monitoring, config
         self._subjects = self._load_subjects(pairs_uri or training_set.pairs_uri, locations)
-        self._model = ModelConfig(model=model.model, device=stack.device.type)
+        self._model = ModelConfig(model=model.model, device=learner.stack.device.type)
         self._scorer: Scorer | None = None
 
     @property
@@ -119,7 +115,7 @@ class Validator:
         )
         if not samples:
             return measurement
-        return replace(measurement, sheet=draw_samples(measurement, self._subjects, self._stack.image_size_px))
+        return replace(measurement, sheet=draw_samples(measurement, self._subjects, self._learner.stack.image_size_px))
 
     # ---- loss
 
@@ -151,7 +147,7 @@ class Validator:
         if not wanted:
             return
         sampler = self._monitoring.sampler(t_sub=self._training_set.identity.t_sub)
-        generator = Generator(self._stack, self._learner.adapters, None, sampler)
+        generator = Generator(self._learner.stack, self._learner.adapters, None, sampler)
         for start in range(0, len(wanted), SAMPLES_AT_ONCE):
             some = wanted[start : start + SAMPLES_AT_ONCE]
             images = self._generate(generator, [one.request() for one in some])
@@ -160,19 +156,12 @@ class Validator:
     def _generate(self, generator: Generator, requests: Sequence[Request]) -> list[Image.Image | None]:
         """Images of the requests; None for one that is not finite, which bad adapters make."""
         try:
-            with self._autocast():
-                return [sample.image for sample in generator.generate(requests)]
+            return [sample.image for sample in generator.generate(requests)]
         except ItemError as error:
             if len(requests) == 1:
                 logger.warning("%s", error)
                 return [None]
         return [image for request in requests for image in self._generate(generator, [request])]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """Adapters in training are fp32, beside networks that may be bf16."""
-        if self._stack.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._stack.device.type, dtype=self._stack.dtype)
 
     def _to_sample(self, wanted: _Wanted, image: Image.Image | None) -> MeasuredSample:
         subject = wanted.subject
