@@ -1,7 +1,7 @@
 """Putting adapters into a frozen UNet and taking them out again."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,7 +173,8 @@ class AdapterSet(nn.Module):
     def active(self, subject: SubjectFeatures | SubjectKV, gate: Tensor | None = None) -> Iterator[None]:
         """Attend to these subjects inside the block (see `activate`).
 
-        With gradient checkpointing the backward pass runs the blocks again, so it belongs inside, too.
+        With gradient checkpointing the backward pass runs the blocks again: it belongs inside, too, or whoever runs
+        them again does so in `as_now`.
         """
         before = self._activation.subject, self._activation.gate
         self.activate(subject, gate)
@@ -181,6 +182,11 @@ class AdapterSet(nn.Module):
             yield
         finally:
             self._activation.subject, self._activation.gate = before
+
+    def as_now(self) -> AbstractContextManager[None]:
+        """A context, to be entered later, in which the blocks attend to what they attend to now."""
+        subject, gate = self._activation.subject, self._activation.gate
+        return nullcontext() if subject is None else self.active(subject, gate)
 
 
 def attach_adapters(unet: nn.Module, *, extra_residual: bool = False) -> AdapterSet:

@@ -60,7 +60,9 @@ class TrainBatch:
             timesteps=self.timesteps,
             sources=self.sources,
             features=None if self.features is None else self.features.to(device),
-            subject_latents=None if self.subject_latents is None else self.subject_latents.to(device, non_blocking=True),
+            subject_latents=None
+            if self.subject_latents is None
+            else self.subject_latents.to(device, non_blocking=True),
             subject_classes=self.subject_classes,
         )
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ezigen.config import ConfigurationError
 from ezigen.diffusion import NoiseSource
@@ -61,10 +63,8 @@ class Conditioner:
         return features if keeps.all() else features.keep(keeps)
 
     def _nothing(self, num_samples: int) -> SubjectFeatures:
-        device, dtype = self._stack.device, self._stack.dtype
-        return SubjectFeatures(
-            {name: torch.empty(num_samples, 0, width, device=device, dtype=dtype) for name, width in self._widths.items()}
-        )
+        like = torch.empty(0, device=self._stack.device, dtype=self._stack.dtype)
+        return SubjectFeatures({name: like.new_empty(num_samples, 0, n) for name, n in self._widths.items()})
 
     def _recompute(self, batch: TrainBatch, keeps: Tensor) -> SubjectFeatures:
         """Features of the subjects that exist and are kept; the other slots are masked."""
@@ -72,7 +72,7 @@ class Conditioner:
             raise ValueError("a batch has either features or subject_latents")
         slots = batch.slots.cpu()
         wanted = (slots & keeps.cpu()[:, None]).flatten()
-        classes = [name for name, is_wanted in zip(_class_per_slot(batch, slots), wanted.tolist(), strict=True) if is_wanted]
+        classes = list(compress(_class_per_slot(batch, slots), wanted.tolist()))
         found = self._encode(batch.subject_latents.flatten(0, 1)[wanted.to(batch.subject_latents.device)], classes)
         return found if wanted.all() and slots.shape[1] == 1 else _spread(found, wanted.reshape(slots.shape))
 
@@ -95,19 +95,18 @@ class Conditioner:
 
     def _fill_slots(self, features: SubjectFeatures, slots: Tensor) -> SubjectFeatures:
         """Exactly `padded_slots` slots, all attended to, with the blank picture's tokens in those that are missing."""
-        blank, device = self._blank_features(), next(iter(features.tokens.values())).device
-        masks = features.full_mask()
-        exists = torch.nn.functional.pad(slots, (0, self._padded_slots - slots.shape[1])).to(device)[:, :, None]
-        tokens, filled = {}, {}
+        num_slots, num_missing = slots.shape[1], self._padded_slots - slots.shape[1]
+        blank, masks, filled = self._blank_features(), features.full_mask(), {}
+        tokens: dict[str, Tensor] = {}
         for name, given in features.tokens.items():
+            exists = functional.pad(slots, (0, num_missing)).to(given.device)[:, :, None]
             empty = blank.tokens[name].to(given)[:, None]
-            each = _by_slot(given, slots.shape[1], empty.shape[2], name)
-            padding = (0, 0, 0, 0, 0, self._padded_slots - slots.shape[1])
-            each = torch.nn.functional.pad(each, padding)
-            mask = torch.nn.functional.pad(masks[name].unflatten(1, slots.shape[1:] + (-1,)), padding[2:])
+            each = _by_slot(given, num_slots, empty.shape[2], name)
+            each = functional.pad(each, (0, 0, 0, 0, 0, num_missing))
             tokens[name] = torch.where(exists[..., None], each, empty).flatten(1, 2)
+            mask = functional.pad(masks[name].view(len(slots), num_slots, -1), (0, 0, 0, num_missing))
             filled[name] = (mask | ~exists).flatten(1)
-        complete = all(bool(mask.all()) for mask in filled.values())
+        complete = torch.stack([mask.all() for mask in filled.values()]).all()  # asks the device once, not per block
         return SubjectFeatures(tokens, None if complete else filled)
 
     def _blank_features(self) -> SubjectFeatures:
@@ -159,4 +158,4 @@ def _by_slot(tokens: Tensor, num_slots: int, num_tokens: int, name: str) -> Tens
             f"mask_padding false fills {num_tokens} tokens per slot in {name}, but the store's subjects have other "
             "numbers; use a store of all tokens, or mask_padding true"
         )
-    return tokens.unflatten(1, (num_slots, num_tokens))
+    return tokens.view(len(tokens), num_slots, num_tokens, tokens.shape[2])

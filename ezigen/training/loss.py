@@ -68,5 +68,4 @@ def autocast(stack: Stack) -> AbstractContextManager[object]:
     """Mixed precision for a stack whose networks are not in fp32; nothing for one in fp32."""
     if stack.dtype == torch.float32:
         return nullcontext()
-    # Without its cache: it would keep bf16 copies of weights across an update of theirs within one region.
-    return torch.autocast(stack.device.type, stack.dtype, cache_enabled=False)
+    return torch.autocast(stack.device.type, stack.dtype)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from ezigen.config import ConfigurationError, TrainingConfig
 from ezigen.models import Stack
@@ -30,5 +31,5 @@ def cast_stack(stack: Stack, precision: Precision) -> Stack:
             )
         return stack
     for network in (stack.unet, stack.vae, stack.text_encoder):
-        network.to(torch.bfloat16)
+        nn.Module.to(network, torch.bfloat16)  # diffusers' own `to` warns of modules to keep in fp32; here are none
     return replace(stack, dtype=torch.bfloat16)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class StepReport:
     """One train step over all processes; equal in each of them.
 
-    loss is the objective: the mean over the global batch, weighted where min-SNR weighs. By source (in the order of
-    SOURCES) are the sums of the unweighted losses per sample, and how many samples there were.
+    loss is the objective: the mean over the global batch, weighted where min-SNR weighs. By source, in the order of
+    SOURCES, are the mean unweighted loss, 0 where there were no samples, and how many there were.
     """
 
     step: int
@@ -33,8 +33,8 @@ class TrainingDiverged(Exception):  # noqa: N818 - a state of the run, not a mis
     def __init__(self, step: int, what: str, value: float, limit: float = 0.0) -> None:
         above = f", above max_loss {limit:g}" if limit else ""
         super().__init__(
-            f"training diverged at step {step}: the {what} is {value:g}{above}. The step was not made; start again from "
-            "an earlier checkpoint with a lower optimizer.lr, more optimizer.warmup_steps or a clip_norm"
+            f"training diverged at step {step}: the {what} is {value:g}{above}. The step was not made; the last "
+            "checkpoint is good. Lower optimizer.lr, or set optimizer.warmup_steps and optimizer.clip_norm"
         )
         self.step, self.what, self.value, self.limit = step, what, value, limit
 
