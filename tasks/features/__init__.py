@@ -8,7 +8,7 @@ from tasks.features.identity import FeatureIdentity, picture_id, subject_id, tex
 from tasks.features.manifest import find_done_shards, read_store, write_index, write_store
 from tasks.features.model_shape import BlockLayout, EncodingCost, ModelShape
 from tasks.features.packing import PackedFeatures
-from tasks.features.reader import FeatureStore, StoredText, SubjectBatch, TargetLatent
+from tasks.features.reader import FeatureStore, StoredText, SubjectBatch, SubjectLatents, TargetLatent, TextBatch
 from tasks.features.writer import FeatureShardWriter, ShardFiles
 
 __all__ = [
@@ -23,7 +23,9 @@ __all__ = [
     "ShardFiles",
     "StoredText",
     "SubjectBatch",
+    "SubjectLatents",
     "TargetLatent",
+    "TextBatch",
     "estimate",
     "find_done_shards",
     "picture_id",

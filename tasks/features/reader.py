@@ -1,5 +1,6 @@
 """Reading a feature store: one subject by id, all in order, or the plain tables."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,6 +118,7 @@ class FeatureStore:
         self.shards: tuple[ShardFiles, ...] = tuple(shards)
         self.index_file, self._check = index, check
         self._tables: dict[str, tuple[TableIndex, RowReader]] = {}
+        self._loading = threading.Lock()
 
     @classmethod
     def open(
@@ -150,7 +152,10 @@ class FeatureStore:
         return cls(output, identity, manifest[1], manifest[2], check=check)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_tables": {}}
+        return self.__dict__ | {"_tables": {}, "_loading": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_loading": threading.Lock()}
 
     def __len__(self) -> int:
         """Number of subjects."""
@@ -298,16 +303,17 @@ class FeatureStore:
         return known if shards is None else list(shards)
 
     def _table(self, table: str) -> tuple[TableIndex, RowReader]:
-        """The index and the reader of a table, loaded on first use."""
-        if table not in self._tables:
-            rows = self._read_table(INDEX_PATH, self.index_file.xxh3, [("table", "=", table)])
-            sizes = {
-                s.name: file.num_bytes for s in self.shards for file in s.files if file.path.startswith(f"{table}/")
-            }
-            columns = table_schema(table, self.identity).names
-            reader = RowReader(self.output, table, columns, sizes, check=self._check)
-            self._tables[table] = (TableIndex(rows), reader)
+        """The index and the reader of a table, loaded on first use, by one of the threads that ask."""
+        with self._loading:
+            if table not in self._tables:
+                self._tables[table] = self._load_table(table)
         return self._tables[table]
+
+    def _load_table(self, table: str) -> tuple[TableIndex, RowReader]:
+        rows = self._read_table(INDEX_PATH, self.index_file.xxh3, [("table", "=", table)])
+        sizes = {s.name: file.num_bytes for s in self.shards for file in s.files if file.path.startswith(f"{table}/")}
+        columns = table_schema(table, self.identity).names
+        return TableIndex(rows), RowReader(self.output, table, columns, sizes, check=self._check)
 
     def _read_table(self, relative: str, xxh3: str | None = None, filters: Any = None) -> pa.Table:
         """One of the small tables, which must be of this store."""
