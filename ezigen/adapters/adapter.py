@@ -49,7 +49,10 @@ class SubjectAdapter(nn.Module):
 
     def key_value(self, tokens: Tensor) -> KeyValue:
         """Keys and values of subject tokens (B, N, C). They depend on the subject alone: compute them once."""
-        weighted = self.subject_weight * tokens.to(self.subject_weight.dtype)
+        kind, dtype = tokens.device.type, self.subject_weight.dtype
+        if torch.is_autocast_enabled(kind):  # what is kept for the backward pass is then half as large
+            dtype = torch.get_autocast_dtype(kind)
+        weighted = self.subject_weight * tokens.to(dtype)
         return self._heads(self.to_k(weighted)), self._heads(self.to_v(weighted))
 
     def forward(

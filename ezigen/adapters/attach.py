@@ -116,8 +116,9 @@ class SubjectBlock(nn.Module):
     def _attend_to_subject(self, hidden: Tensor, subject: SubjectKV, gate: Tensor | None) -> Tensor:
         mask = None if subject.mask is None else subject.mask[self.name]
         adapter: SubjectAdapter = self.__dict__["adapter"]
-        h2: Tensor = adapter(hidden, subject.pairs[self.name], mask, gate)
-        return h2
+        with mixed_precision(hidden.device, hidden.dtype, adapter.subject_weight.dtype):
+            h2: Tensor = adapter(hidden, subject.pairs[self.name], mask, gate)
+        return h2.to(hidden.dtype)
 
 
 class AdapterSet(nn.Module):
@@ -187,6 +188,14 @@ class AdapterSet(nn.Module):
         """A context, to be entered later, in which the blocks attend to what they attend to now."""
         subject, gate = self._activation.subject, self._activation.gate
         return nullcontext() if subject is None else self.active(subject, gate)
+
+
+def mixed_precision(device: torch.device, compute: torch.dtype, weights: torch.dtype) -> AbstractContextManager[object]:
+    """Autocast for weights of a higher precision than what is computed in; nothing where both are the same.
+
+    In training, the adapters keep fp32 weights in a UNet that is frozen in bf16.
+    """
+    return nullcontext() if compute == weights else torch.autocast(device.type, compute)
 
 
 def attach_adapters(unet: nn.Module, *, extra_residual: bool = False) -> AdapterSet:

@@ -1,12 +1,12 @@
 """The objective: how well the frozen UNet with active adapters predicts the noise in a target (paper 4.1)."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ezigen.adapters import AdapterSet
+from ezigen.adapters.attach import mixed_precision
 from ezigen.diffusion import NoiseSchedule
 from ezigen.models import Stack
 from ezigen.training.batch import TrainBatch
@@ -33,8 +33,8 @@ def pair_loss(
 ) -> LossTerms:
     """Mean squared error of what the UNet predicts of noised targets, subject and text given.
 
-    The target is the noise or the velocity, by the model's kind. Gradients reach the adapters alone. A stack in bf16
-    computes under autocast, with the adapters' weights and the loss in fp32.
+    The target is the noise or the velocity, by the model's kind. Gradients reach the adapters alone. On a stack in bf16
+    the adapters compute under autocast with weights in fp32; the loss is in fp32.
     """
     device = stack.device
     t, noise = draws.timesteps.to(device), draws.noise.to(device)
@@ -42,7 +42,9 @@ def pair_loss(
     if draws.posterior_noise is not None:
         latents = latents + batch.variance.sqrt() * draws.posterior_noise.to(device)
     noisy = stack.schedule.add_noise(latents, noise, t)
-    with autocast(stack), adapters.active(conditions.subject):
+    with mixed_precision(device, stack.dtype, torch.float32):
+        subject = adapters.subject_kv(conditions.subject)
+    with adapters.active(subject):
         output = stack.unet(noisy.to(stack.dtype), t, conditions.text, return_dict=False)[0]
     error = output.float() - stack.schedule.target(latents, noise, t)
     per_sample = error.square().flatten(1).mean(dim=1)
@@ -62,10 +64,3 @@ def loss_weights(schedule: NoiseSchedule, t: Tensor, min_snr_gamma: float) -> Te
     snr = alpha_bar / (1 - alpha_bar)
     natural = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[schedule.prediction_type]
     return snr.clamp(max=min_snr_gamma) / natural
-
-
-def autocast(stack: Stack) -> AbstractContextManager[object]:
-    """Mixed precision for a stack whose networks are not in fp32; nothing for one in fp32."""
-    if stack.dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(stack.device.type, stack.dtype)
