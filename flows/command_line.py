@@ -14,9 +14,11 @@ from flows.exits import EXIT_FAILED, plain_errors
 from flows.feature_options import FeatureOptions
 from flows.option_sets import with_options
 from flows.pair_options import PairOptions
+from flows.pipeline_options import PipelineOptions
 from flows.plan_commands import load_options, plan_app
 from flows.results_listing import Format, Status
 from flows.run_options import RunOptions
+from flows.training_options import TrainingOptions
 
 if TYPE_CHECKING:
     from tasks.storage import RunOutput
@@ -100,6 +102,36 @@ def features(options: FeatureOptions) -> None:
         from flows.local_run import run_here
 
         code = run_here("precompute_features", parameters)
+    raise typer.Exit(code)
+
+
+@app.command()
+@with_options(TrainingOptions)
+def train(options: TrainingOptions) -> None:
+    """Train the adapters on a feature store and publish them: flow [bold]train_adapter[/], here and now."""
+    with plain_errors():
+        parameters = options.parameters()
+        from flows.training_job import check_early
+
+        check_early(parameters)
+        from flows.local_run import run_here
+
+        code = run_here("train_adapter", parameters)
+    raise typer.Exit(code)
+
+
+@app.command()
+@with_options(PipelineOptions)
+def pipeline(options: PipelineOptions) -> None:
+    """From data sets to a published adapter, skipping what is there: flow [bold]run_pipeline[/], here and now."""
+    with plain_errors():
+        parameters = options.parameters()
+        from flows.pipeline_job import check_early
+
+        check_early(parameters)
+        from flows.local_run import run_here
+
+        code = run_here("run_pipeline", parameters)
     raise typer.Exit(code)
 
 

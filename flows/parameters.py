@@ -10,17 +10,24 @@ from pydantic.fields import FieldInfo
 
 from ezigen.config import (
     PRESETS,
+    TRAINING_PRESETS,
     CatalogInputs,
     ClusterConfig,
     ConfigurationError,
     FeatureConfig,
     FeatureInputs,
     ModelConfig,
+    MonitoringConfig,
     PairConfig,
     PairInputs,
+    PipelineInputs,
     RayConfig,
     SamplerConfig,
     StackConfig,
+    TrainingClusterConfig,
+    TrainingConfig,
+    TrainingInputs,
+    embedded_monitoring,
 )
 
 Values = dict[str, Any]
@@ -56,6 +63,30 @@ class FeatureParameters:
     cluster: RayConfig
 
 
+@dataclass(frozen=True)
+class TrainingParameters:
+    """The five groups that the flow `train_adapter` takes."""
+
+    inputs: TrainingInputs
+    model: StackConfig
+    training: TrainingConfig
+    monitoring: MonitoringConfig
+    cluster: TrainingClusterConfig
+
+
+@dataclass(frozen=True)
+class PipelineParameters:
+    """The seven groups that the flow `run_pipeline` takes."""
+
+    inputs: PipelineInputs
+    model: StackConfig
+    pairs: PairConfig
+    features: FeatureConfig
+    training: TrainingConfig
+    monitoring: MonitoringConfig
+    cluster: TrainingClusterConfig
+
+
 CATALOG_GROUPS: Groups = {
     "inputs": CatalogInputs,
     "model": ModelConfig,
@@ -68,6 +99,22 @@ FEATURE_GROUPS: Groups = {
     "model": StackConfig,
     "features": FeatureConfig,
     "cluster": RayConfig,
+}
+TRAINING_GROUPS: Groups = {
+    "inputs": TrainingInputs,
+    "model": StackConfig,
+    "training": TrainingConfig,
+    "monitoring": MonitoringConfig,
+    "cluster": TrainingClusterConfig,
+}
+PIPELINE_GROUPS: Groups = {
+    "inputs": PipelineInputs,
+    "model": StackConfig,
+    "pairs": PairConfig,
+    "features": FeatureConfig,
+    "training": TrainingConfig,
+    "monitoring": MonitoringConfig,
+    "cluster": TrainingClusterConfig,
 }
 
 
@@ -111,6 +158,42 @@ def build_feature_parameters(
     return FeatureParameters(**cast("Any", _read_groups(FEATURE_GROUPS, values, assignments)))
 
 
+def build_training_parameters(
+    *,
+    inputs: Values,
+    model: Values,
+    training: Values,
+    monitoring: Values,
+    cluster: Values,
+    preset: str = "recommended",
+    assignments: Sequence[str] = (),
+) -> TrainingParameters:
+    """Checked parameters of `train_adapter`: the preset, then what is given, then assignments; see `build_parameters`.
+
+    In `training` a name may be a path, as in optimizer.lr.
+    """
+    values = {"inputs": inputs, "model": model, "cluster": cluster}
+    learning = {"training": training, "monitoring": monitoring}
+    return TrainingParameters(**cast("Any", _read_learning(TRAINING_GROUPS, values, learning, preset, assignments)))
+
+
+def build_pipeline_parameters(
+    *,
+    inputs: Values,
+    model: Values,
+    pairs: Values,
+    features: Values,
+    training: Values,
+    cluster: Values,
+    preset: str = "recommended",
+    assignments: Sequence[str] = (),
+) -> PipelineParameters:
+    """Checked parameters of `run_pipeline`; see `build_training_parameters`."""
+    values = {"inputs": inputs, "model": model, "pairs": pairs, "features": features, "cluster": cluster}
+    learning = {"training": training, "monitoring": {}}
+    return PipelineParameters(**cast("Any", _read_learning(PIPELINE_GROUPS, values, learning, preset, assignments)))
+
+
 def preset_for(model: str) -> str:
     """The preset that "auto" stands for: the embedded model has its own, everything else gets the paper's."""
     return "embedded" if model == "mini" else "paper"
@@ -118,8 +201,9 @@ def preset_for(model: str) -> str:
 
 def describe_invalid(error: ValidationError) -> list[str]:
     """One line per wrong value: the field, what is allowed, and what was given."""
-    groups = (*CATALOG_GROUPS.items(), *PAIR_GROUPS.items(), *FEATURE_GROUPS.items())
-    group = {model.__name__: name for name, model in groups}.get(error.title, "")
+    groups = (CATALOG_GROUPS, PAIR_GROUPS, FEATURE_GROUPS, TRAINING_GROUPS, PIPELINE_GROUPS)
+    names = {model.__name__: name for known in groups for name, model in known.items()}
+    group = names.get(error.title, "")
     return [_describe_problem(group, dict(problem)) for problem in error.errors(include_url=False)]
 
 
@@ -135,6 +219,32 @@ def _read_groups(groups: Groups, given: Mapping[str, Values], assignments: Seque
     values = {name: _given(group) for name, group in given.items()}
     for text in assignments:
         _assign(values, *_parse_assignment(text, groups))
+    return _validate(groups, values)
+
+
+def _read_learning(
+    groups: Groups,
+    given: Mapping[str, Values],
+    learning: Mapping[str, Values],
+    preset: str,
+    assignments: Sequence[str],
+) -> dict[str, BaseModel]:
+    """The groups of a flow that trains: how it is measured follows from the model, how it learns from the preset."""
+    if preset not in TRAINING_PRESETS:
+        raise ConfigurationError(f"--preset {preset!r} is unknown; use one of {', '.join(TRAINING_PRESETS)}.")
+    values = {name: _given(group) for name, group in given.items()}
+    overrides = [_parse_assignment(text, groups) for text in assignments]
+    for path, value in overrides:
+        if path[0] == "model":
+            _assign(values, path, value)
+    embedded = values["model"].get("model", "mini") == "mini"
+    values["training"] = TRAINING_PRESETS[preset]().model_dump()
+    values["monitoring"] = embedded_monitoring().model_dump() if embedded else {}
+    for group, fields in learning.items():
+        for name, value in _given(fields).items():
+            _assign(values, [group, *name.split(".")], value)
+    for path, value in overrides:
+        _assign(values, path, value)
     return _validate(groups, values)
 
 
@@ -174,6 +284,8 @@ _EXAMPLES = {
     tuple(CATALOG_GROUPS): "sampler.loops.max_loops=4",
     tuple(PAIR_GROUPS): "pairs.coco.min_area_px=500",
     tuple(FEATURE_GROUPS): "features.batch_size=4",
+    tuple(TRAINING_GROUPS): "training.optimizer.warmup_steps=100",
+    tuple(PIPELINE_GROUPS): "training.optimizer.warmup_steps=100",
 }
 
 

@@ -11,6 +11,7 @@ from flows.option_sets import with_options
 from flows.pair_options import PairOptions
 from flows.run_options import RunOptions
 from flows.terminal import print_table
+from flows.training_options import TrainingOptions
 
 DEFAULT = "catalog"
 
@@ -34,7 +35,7 @@ plan_app = typer.Typer(
     rich_markup_mode="rich",
     help="Say what a run would do and cost, without doing it.\n\n"
     "[bold]ezigen plan CATALOG OUTPUT[/] plans a catalog; it is short for ezigen plan catalog CATALOG OUTPUT.\n\n"
-    "[bold]ezigen plan pairs[/] and [bold]ezigen plan features[/] take what the commands of these names take.\n\n"
+    "[bold]ezigen plan pairs[/], [bold]features[/] and [bold]train[/] take what the commands of these names take.\n\n"
     "Nothing is written, and neither a server nor Ray is started.",
 )
 
@@ -72,6 +73,18 @@ def plan_features(options: FeatureOptions) -> None:
         from flows.features_job import FeaturesJob
 
         job = FeaturesJob(parameters, load_options(parameters.inputs.storage_block))
+        print_table(("", ""), job.look_at_plan().describe())
+
+
+@plan_app.command("train")
+@with_options(TrainingOptions)
+def plan_train(options: TrainingOptions) -> None:
+    """Name the run's folder and count samples, steps and what is done of them. Reads no features, writes nothing."""
+    with plain_errors():
+        parameters = options.parameters()
+        from flows.training_job import TrainingJob
+
+        job = TrainingJob(parameters, load_options(parameters.inputs.storage_block))
         print_table(("", ""), job.look_at_plan().describe())
 
 

@@ -21,6 +21,8 @@ class RunProgress:
     rate_per_s: float = 0.0
     eta_s: float | None = None
     """None while nothing has ended yet."""
+    note: str = ""
+    """What else a person wants to know now, in a few words."""
 
     @property
     def percent(self) -> float:
@@ -43,5 +45,5 @@ class RunProgress:
         return f"{format_decimal(self.rate_per_s)} {self.unit}/s{left}"
 
     def describe(self) -> str:
-        """Counts and speed in one line."""
-        return ", ".join(part for part in (self.describe_counts(), self.describe_speed()) if part)
+        """Counts, speed and note in one line."""
+        return ", ".join(part for part in (self.describe_counts(), self.describe_speed(), self.note) if part)

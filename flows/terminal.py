@@ -88,7 +88,7 @@ class RunDisplay:
 
     def progressed(self, progress: RunProgress) -> None:
         """Shows the counts, the rate and the remaining time."""
-        speed = progress.describe_speed()
+        speed = ", ".join(part for part in (progress.describe_speed(), progress.note) if part)
         if self.console.is_terminal:
             self._bar.update(
                 self._task,

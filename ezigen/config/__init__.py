@@ -9,6 +9,7 @@ from ezigen.config.errors import ConfigurationError, ErrorCode, ItemError
 from ezigen.config.features import FeatureConfig, FeatureInputs
 from ezigen.config.model import ModelConfig, StackConfig
 from ezigen.config.pairs import CocoSelection, PairConfig, PairInputs, VideoSelection
+from ezigen.config.pipeline import PipelineInputs
 from ezigen.config.presets import PRESETS, embedded, paper, released
 from ezigen.config.ray import RayConfig
 from ezigen.config.sampler import LoopConfig, SamplerConfig
@@ -20,6 +21,8 @@ from ezigen.config.training import (
     TrainingClusterConfig,
     TrainingConfig,
     TrainingInputs,
+    embedded_monitoring,
+    recommended_training,
 )
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "OptimizerConfig",
     "PairConfig",
     "PairInputs",
+    "PipelineInputs",
     "RayConfig",
     "SamplerConfig",
     "SourceConfig",
@@ -48,6 +52,8 @@ __all__ = [
     "TrainingInputs",
     "VideoSelection",
     "embedded",
+    "embedded_monitoring",
     "paper",
+    "recommended_training",
     "released",
 ]

@@ -279,3 +279,8 @@ def recommended_training() -> TrainingConfig:
 
 
 TRAINING_PRESETS = {"paper": paper_training, "released": released_training, "recommended": recommended_training}
+
+
+def embedded_monitoring() -> MonitoringConfig:
+    """Samples as the embedded model makes them well; see `ezigen.config.embedded`."""
+    return MonitoringConfig(num_sampling_steps=25, guidance_scale=2.0, split_ratio=0.7)

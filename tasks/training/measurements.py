@@ -79,10 +79,14 @@ def read_measurements(output: OutputFolder) -> list[Measurement]:
     return [_read(output, f"{FOLDER}/{name}") for name in sorted(names)]
 
 
-def read_sheets(output: OutputFolder) -> dict[int, bytes]:
-    """The sample sheets by step, as JPEG."""
-    names = [name for name in output.list(FOLDER) if name.endswith(".jpg")]
-    return {int(name.partition(".")[0]): output.read(f"{FOLDER}/{name}") for name in sorted(names)}
+def list_sheets(output: OutputFolder) -> list[int]:
+    """The steps that have a sample sheet, in order."""
+    return sorted(int(name.removesuffix(".jpg")) for name in output.list(FOLDER) if name.endswith(".jpg"))
+
+
+def read_sheets(output: OutputFolder, steps: Sequence[int]) -> dict[int, bytes]:
+    """Sample sheets by step, as JPEG."""
+    return {step: output.read(sheet_path(step)) for step in steps}
 
 
 def sheet_path(step: int) -> str:

@@ -24,9 +24,8 @@ from tasks.training.sample_sheet import draw_samples
 from tasks.training.subjects import HeldOutSubject, load_subjects
 
 if TYPE_CHECKING:
-    from ezigen.training.learner import Learner
-
     from ezigen.metrics import Scorer
+    from ezigen.training.learner import Learner
     from tasks.training.data import TrainingSet
 
 __all__ = ["MeasuredSample", "Measurement", "Part", "Validator", "read_measurements", "write_measurement"]
@@ -124,7 +123,10 @@ class Validator:
         if not limit:
             return 0.0, 0
         batch_size = self._config.micro_batch_size or -(-self._config.batch_size // num_ranks)
-        return self._learner.held_out_loss(self._training_set.held_out_batches(limit, rank, num_ranks, batch_size))
+        batches = self._training_set.held_out_batches(
+            limit, rank, num_ranks, batch_size, device=self._learner.stack.device
+        )
+        return self._learner.held_out_loss(batches)
 
     # ---- samples
 
