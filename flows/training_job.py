@@ -271,7 +271,7 @@ def describe_plan(plan: "TrainingPlan") -> str:
     return f"{text}; continues after step {plan.checkpoint_step:,}" if plan.checkpoint_step else text
 
 
-def measurement_cells(measurements: "tuple[Measurement, ...]") -> list[tuple[str, str, str, str]]:
+def measurement_cells(measurements: "tuple[Measurement, ...]") -> list[tuple[str, ...]]:
     """Step, held-out loss, DINO, CLIP-T of every measurement, for a terminal."""
     return [
         (f"{m.step:,}", *(format_decimal(value) for value in (m.held_out_loss, m.dino, m.clip_t))) for m in measurements

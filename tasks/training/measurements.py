@@ -1,5 +1,6 @@
 """What is measured while training, and how it is stored: validation/<step>.json and <step>.jpg. Needs no torch."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from ezigen.config import ConfigurationError
 from tasks.inspection.sheet import to_jpeg
 from tasks.reports.wording import format_decimal, format_number, score_name
 from tasks.storage import OutputFolder
-from tasks.storage.filesystems import describe_error
+from tasks.storage.filesystems import describe_error, with_retries
 
 FOLDER = "validation"
 SCORES = ("clip_t", "dino")
@@ -75,8 +76,22 @@ def write_measurement(output: OutputFolder, measurement: Measurement) -> str:
 
 def read_measurements(output: OutputFolder) -> list[Measurement]:
     """What was measured so far, by step, without pictures. Raises ConfigurationError for a file that is damaged."""
-    names = [name for name in output.list(FOLDER) if name.endswith(".json")]
-    return [_read(output, f"{FOLDER}/{name}") for name in sorted(names)]
+    return [_read(output, _json_path(step)) for step in measured_steps(output)]
+
+
+def measured_steps(output: OutputFolder) -> list[int]:
+    """The steps whose measurement is stored, in order."""
+    return sorted(int(name.removesuffix(".json")) for name in output.list(FOLDER) if name.endswith(".json"))
+
+
+def remove_measurements_after(output: OutputFolder, step: int) -> None:
+    """Deletes what was measured after later steps than this one, numbers before sheets."""
+    later = [name for name in output.list(FOLDER) if int(name.partition(".")[0]) > step]
+    filesystem = output.filesystem
+    for name in sorted(later, key=lambda name: (not name.endswith(".json"), name)):
+        path = output.path(f"{FOLDER}/{name}")
+        with contextlib.suppress(FileNotFoundError):
+            with_retries(lambda path=path: filesystem.rm_file(path), f"deleting {path}")  # type: ignore[misc]
 
 
 def list_sheets(output: OutputFolder) -> list[int]:
