@@ -21,6 +21,8 @@ PUBLIC = {
     "ezigen.sampling": "Generator OnStep Phase Request Sample StepReport StopReason attach_to_stack load_generator "
     "patch_similarity stop_reason",
     "ezigen.subject": "SUBJECT_PROMPT SubjectEncoder SubjectFeatures encode_latents record_norms",
+    "ezigen.training": "SOURCES Conditioner Conditions Draws Learner LossTerms StepReport TrainBatch TrainingDiverged "
+    "choose_precision draw learning_rate pair_loss without_dropout",
 }
 
 
