@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,9 +54,7 @@ def assert_same_bits(one, other):
 
 def frozen(stack):
     networks = {"unet": stack.unet, "vae": stack.vae, "text_encoder": stack.text_encoder}
-    return {
-        f"{key}.{name}": tensor for key, network in networks.items() for name, tensor in network.state_dict().items()
-    }
+    return {f"{key}.{name}": t for key, network in networks.items() for name, t in network.state_dict().items()}
 
 
 # --- resume ---
@@ -239,8 +236,11 @@ def test_micro_batches_and_checkpointing_change_no_gradient(learn, tiny_stack, d
 
 @pytest.mark.slow
 def test_two_processes_equal_one(learn, tiny_folder, tmp_path):
-    """Same global batches of 5, divided 3 (as 2 + 1) and 2. fp32 sums in another order differ by about 1e-7 of a
-    gradient; AdamW's first steps are lr * sign(gradient) where it is near zero, so weights may differ by some lr.
+    """Same global batches of 5, divided into 3 (as 2 + 1) and 2.
+
+    fp32 sums in another order differ by some 1e-7 of a gradient's largest number, up to 3e-5 where terms cancel.
+    AdamW divides a gradient by its own size, so that where it is near zero a weight may move another part of lr: 2 % of
+    it at most, 3e-6 on the average, as measured; the bounds leave room for other processors.
     """
     for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         shutil.copytree(tiny_folder / name, tmp_path / "model" / name)
@@ -267,11 +267,11 @@ def test_two_processes_equal_one(learn, tiny_folder, tmp_path):
         assert_same_bits(*ranks)
     one, two = (load_file(tmp_path / f"rank-0-of-{n}" / "optimizer.safetensors") for n in (1, 2))
     for name in one:
-        assert (one[name] - two[name]).abs().max() <= 2e-3 * one[name].abs().max(), name
+        assert (one[name] - two[name]).abs().max() <= 1e-3 * one[name].abs().max(), name
     one, two = (load_file(tmp_path / f"rank-0-of-{n}" / "adapter.safetensors") for n in (1, 2))
     differences = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
-    assert differences.max() <= 3 * training_process.CONFIG.optimizer.lr
-    assert differences.mean() < 1e-3 * training_process.CONFIG.optimizer.lr
+    assert differences.max() < 0.5 * training_process.CONFIG.optimizer.lr
+    assert differences.mean() < 1e-4 * training_process.CONFIG.optimizer.lr
 
 
 # --- divergence ---
@@ -288,8 +288,7 @@ def test_a_step_that_is_not_finite_changes_nothing(learn, tiny_stack):
     assert (copied.step, copied.what, str(copied)) == (2, "loss", str(caught.value))
     assert_same_bits(before, snapshot(learner.adapters.tensors()))
     assert_same_bits(state, snapshot(learner._optimizer.tensors()))
-    with torch.no_grad():  # an overflow on the way back alone
-        parameter = next(iter(learner.adapters.parameters()))
+    parameter = next(iter(learner.adapters.parameters()))  # an overflow on the way back alone
     handle = parameter.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(TrainingDiverged, match="step 2: the gradient norm is"):
         run(learner, [good])
@@ -339,9 +338,11 @@ def test_bf16_keeps_weights_in_fp32(learn, tiny_stack, tiny_folder):
 
 
 def test_training_starts_from_copies_or_from_an_adapter(learn, tiny_stack, tiny_folder):
-    names = [name for name, _ in pairwise([*learn().adapters.names, ""])]
-    block = tiny_stack.unet.get_submodule(names[0]).stock
-    assert torch.equal(learn().adapters[names[0]].to_q.weight, block.attn1.to_q.weight)
+    adapters = learn().adapters
+    for name in adapters.names:
+        block = tiny_stack.unet.get_submodule(name).stock
+        assert torch.equal(adapters[name].to_q.weight, block.attn1.to_q.weight)
+        assert adapters[name].subject_weight == 1
     given = load_file(tiny_folder / "adapter" / "adapter.safetensors")
     assert_same_bits(given, snapshot(learn(initial=tiny_folder / "adapter").adapters.tensors()))
     with pytest.raises(ConfigurationError, match=r"extra_residual False; set training\.extra_residual"):

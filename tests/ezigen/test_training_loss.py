@@ -105,10 +105,8 @@ def reference_loss(unet, parameters, batch, draws, text, features, *, prediction
 def test_gradients_equal_those_of_a_plain_reference(tiny_stack, attached, prediction, gamma, extra_residual):
     plain, stack = copy.deepcopy(tiny_stack.unet), with_prediction(tiny_stack, prediction)
     batch = make_batch(stack, [0, 1, 2], slots=[[True, True], [True, False], [True, True]])
-    draws = draw(TrainingConfig(), batch)
-    draws = replace(
-        draws, keeps_subject=torch.tensor([True, True, False]), keeps_text=torch.tensor([True, False, True])
-    )
+    kept = {"keeps_subject": torch.tensor([True, True, False]), "keeps_text": torch.tensor([True, False, True])}
+    draws = replace(draw(TrainingConfig(), batch), **kept)
     adapters = attached(extra_residual=extra_residual)
     conditions = Conditioner(stack, t_sub=1).conditions(batch, draws)
     terms = pair_loss(adapters, stack, batch, draws, conditions, min_snr_gamma=gamma)
