@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ezigen.config import ConfigurationError, RayConfig, StackConfig
 from tasks.cluster.model_memory import worker_memory_bytes
@@ -28,6 +29,8 @@ from tasks.storage.run_record import now_text, package_versions
 __all__ = ["FeaturesRun", "index_features", "run_features"]
 
 logger = logging.getLogger(__name__)
+
+ClusterT = TypeVar("ClusterT", bound=RayConfig)
 
 _PACKAGES = ("ezigen-pipeline", "torch", "diffusers", "transformers", "ray", "pyarrow")
 _FOLDERS = (*TABLES, INDEX, SAMPLES)
@@ -255,7 +258,7 @@ class _Execution:
         return rows, num_bytes
 
 
-def fit_cluster(cluster: RayConfig, model: StackConfig) -> RayConfig:
+def fit_cluster(cluster: ClusterT, model: StackConfig) -> ClusterT:
     """The cluster's configuration with the accelerator that `model.device` asks for.
 
     Raises ConfigurationError if both name one, and not the same.
