@@ -140,8 +140,12 @@ def _words(column: pa.ChunkedArray) -> Words:
 
 def _matrix(rows: pa.Table, name: str) -> npt.NDArray[np.uint32]:
     column = _whole(rows.column(name))
+    sizes = column.value_lengths().to_numpy()
+    # Where rows are gathered, one that is left alone in the last row group has places; its neighbours have none.
+    if not len(rows) or sizes.min() != sizes.max():
+        return np.empty((len(rows), 0), np.uint32)
     flat: npt.NDArray[np.uint32] = column.flatten().to_numpy()
-    return flat.reshape(len(rows), -1) if len(rows) else flat.reshape(0, 0)
+    return flat.reshape(len(rows), -1)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -15,9 +15,18 @@ import torch
 
 from ezigen.config import ConfigurationError
 from ezigen.subject import SubjectFeatures
-from tasks.features import FeatureShardWriter, FeatureStore, PackedFeatures, find_done_shards, text_id, write_store
+from tasks.features import (
+    FeatureShardWriter,
+    FeatureStore,
+    PackedFeatures,
+    find_done_shards,
+    text_id,
+    write_index,
+    write_store,
+)
 from tasks.features.block_pool import BlockPool
 from tasks.features.foreground import kept_tokens, pack_cells, touched_cells, unpack_cells
+from tasks.storage import OutputFolder
 from tests.features.stores import (
     BLOCKS,
     SD21,
@@ -33,6 +42,7 @@ from tests.features.stores import (
     target_of,
     text,
     write_features,
+    write_shard,
 )
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -64,6 +74,19 @@ class TestSubjects:
             for name, tokens in features.tokens.items():
                 assert tokens.dtype == DTYPES[dtype]
                 assert torch.equal(bits(tokens), bits(expected.tokens[name].to(DTYPES[dtype])))
+
+    def test_a_subject_alone_in_a_gathered_row_group_is_read_like_its_neighbours(self, tmp_path):
+        """Its place is known byte by byte, theirs are not."""
+        output, identity = OutputFolder(str(tmp_path)), identity_of()
+        write_store(output, identity, row_group_mib=1)
+        shards = {
+            name: write_shard(output, identity, name, numbers, row_group_mib=1)
+            for name, numbers in (("r0-00000", range(4)), ("r0-00001", range(4, 5)))
+        }
+        write_index(output, identity, shards)
+        batch = FeatureStore.open(str(tmp_path)).read_subjects([subject_key(number) for number in range(5)])
+        for name, tokens in batch.features.tokens.items():
+            assert torch.equal(tokens, torch.cat([random_features(n).tokens[name] for n in range(5)]).half())
 
     def test_several_subjects_keep_the_order_in_which_they_are_asked_for(self, tmp_path):
         write_features(tmp_path)
