@@ -15,7 +15,7 @@ _MAX_LINES = 500
 
 @dataclass(frozen=True)
 class Pulse:
-    """What the first worker says of itself, about twice a second. Rates and counts are those of its own attempt."""
+    """What the first worker says of itself, a few times a second. Rates and counts are those of its own attempt."""
 
     phase: Phase
     step: int
@@ -36,6 +36,8 @@ class ControlState:
     attempt: int = 0
     """How often a group of workers has begun to load."""
     num_workers: int = 0
+    is_loading: bool = False
+    """Whether a group of workers has begun to load and is not ready."""
     is_ready: bool = False
     """Whether all workers of this attempt have loaded what they need."""
     pulse: Pulse = Pulse("starting", 0)
@@ -70,13 +72,13 @@ class Control:
         """A group of workers begins to load; returns its number. Said by its first worker."""
         self._close_attempt()
         attempt = self._state.attempt + 1
-        self._state = replace(self._state, attempt=attempt, num_workers=num_workers, is_ready=False)
+        self._state = replace(self._state, attempt=attempt, num_workers=num_workers, is_loading=True, is_ready=False)
         return attempt
 
     def ready(self, attempt: int) -> None:
         """All workers of the group have loaded what they need."""
         if attempt == self._state.attempt:
-            self._state = replace(self._state, is_ready=True, num_failed_starts=0)
+            self._state = replace(self._state, is_loading=False, is_ready=True, num_failed_starts=0)
 
     def tell(self, attempt: int, pulse: Pulse, log: tuple[LogLine, ...] = ()) -> bool:
         """Takes the first worker's state; returns whether the group should stop."""
@@ -108,6 +110,7 @@ class Control:
         self._close_attempt()
         self._state = replace(
             self._state,
+            is_loading=False,
             is_ready=False,
             reason=reason,
             num_losses=self._state.num_losses + was_started,
@@ -129,11 +132,12 @@ class Control:
     def _close_attempt(self) -> None:
         """What the group did counts on, although its successor begins at nothing."""
         pulse = self._state.pulse
+        phase: Phase = "restarting" if self._state.attempt else "starting"
         self._state = replace(
             self._state,
             samples=self._state.samples + pulse.samples,
             training_s=self._state.training_s + pulse.training_s,
-            pulse=replace(pulse, phase="restarting", samples=0, training_s=0.0),
+            pulse=replace(pulse, phase=phase, samples=0, training_s=0.0),
         )
 
 

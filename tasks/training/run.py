@@ -298,15 +298,16 @@ class _FitWatch:
         """
         if self._waiting_since_s is None:
             return
-        is_waiting_for_nodes = self.state.num_losses > 0 and self.state.pulse.phase == "restarting"
+        is_waiting_for_nodes = self.state.num_losses > 0 and not self.state.is_loading
         if is_waiting_for_nodes and self._cluster.address != "local":
             return
         limit = self._cluster.start_timeout_s
         if time.monotonic() - self._waiting_since_s > limit:
-            what = "loaded what it needs" if self.state.attempt else "was given a place by Ray"
             raise PoolFailed(
-                f"not every worker {what} within {limit:g} s (cluster.start_timeout_s); raise it, or lower "
-                f"cluster.num_workers, which are {self.state.num_workers or 'more than the cluster has room for'}."
+                f"not every worker had loaded what it needs within {limit:g} s; raise cluster.start_timeout_s."
+                if self.state.is_loading
+                else f"Ray had no place for all workers within {limit:g} s; lower cluster.num_workers, "
+                "cluster.cpus_per_worker or cluster.gpus_per_worker, or raise cluster.start_timeout_s for later nodes."
             )
 
     def _is_late(self) -> bool:

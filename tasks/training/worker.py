@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 LOSS_STEPS = 100
 """Steps whose mean is called the loss of a run: one step's says little."""
 
-_TELL_PERIOD_S = 0.5
+_TELL_PERIOD_S = 0.25
 _CONSULT_PERIOD_S = 5.0
 """Ray looks for nodes that are taken away this often; asking it more often would tell nothing new, and asking is a
 barrier of some milliseconds."""
@@ -361,7 +361,7 @@ class _Voice:
             self._control.ready.remote(self._attempt)
 
     def tell(self, pulse: Pulse, *, force: bool = False) -> None:
-        """The first worker says how far it is, at most twice a second, and learns whether to stop."""
+        """The first worker says how far it is, at most four times a second, and learns whether to stop."""
         import ray
 
         if self._rank:
