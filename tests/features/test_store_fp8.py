@@ -21,6 +21,18 @@ def test_every_number_is_within_its_bound(rows):
     assert (error <= error_bound(tokens)).all()
 
 
+def test_every_value_of_e4m3_becomes_the_number_that_it_stands_for():
+    """Zeros of both signs, subnormal numbers and all others, with scales from the least to the greatest."""
+    values = torch.arange(256, dtype=torch.uint8).view(FP8)
+    values = values[~values.float().isnan()]
+    assert len(values) == 254
+    for scale in (2.0**-126, 1e-30, 0.3, 1.0, 777.0, 7.5e35):
+        tokens = dequantize(values[None], torch.tensor([scale]), torch.float32)[0]
+        expected = values.float() * scale
+        assert torch.equal(tokens, expected)
+        assert torch.equal(tokens.signbit(), expected.signbit())
+
+
 def test_the_bound_is_as_tight_as_three_bits_allow():
     """Numbers half-way between two neighbours of e4m3 reach it: one bit less would fail the test above."""
     tokens = torch.tensor([[FP8_MAX, 17.0, 1.0625, 2.0**-10]])
