@@ -11,7 +11,7 @@ from tasks.reports.wording import score_name
 from tasks.training.measurements import MeasuredSample, Measurement
 from tasks.training.subjects import HeldOutSubject
 
-_MIN_PX, _MAX_PX = 144, 256
+_MIN_PX, _MAX_PX = 192, 256
 _PX_PER_LETTER = 6.0
 _MISSING = (235, 235, 235)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -34,6 +35,11 @@ class Candidate:
     subject_class: str
     shard: str
     row: int
+
+    @property
+    def group(self) -> str:
+        """Its picture or video."""
+        return self.pair_id.rpartition("/")[0]
 
 
 def load_subjects(
@@ -75,17 +81,19 @@ def find_candidates(pairs: PairsSet, held_out: Collection[str], limit: int, seed
 
 
 def choose(candidates: Iterable[Candidate], num_subjects: int, seed: int) -> list[Candidate]:
-    """Some candidates in a drawn order, in which a second one of a class or of a picture comes after all first ones."""
-    drawn = sorted(candidates, key=lambda candidate: _draw(seed, candidate.pair_id))
-    ranked, seen_classes, seen_groups = [], dict[str, int](), dict[str, int]()
-    for candidate in drawn:
-        group = candidate.pair_id.rpartition("/")[0]
-        of_class = seen_classes[candidate.subject_class] = seen_classes.get(candidate.subject_class, -1) + 1
-        of_group = seen_groups[group] = seen_groups.get(group, -1) + 1
-        ranked.append((of_group, of_class, candidate))
-    # Stable: equal ranks keep the drawn order.
-    ranked.sort(key=lambda one: one[:2])
-    return [candidate for _, _, candidate in ranked[:num_subjects]]
+    """Some candidates, one after the other: of the class, and then of the picture or video, that was taken least often;
+    among equals as drawn by the seed.
+    """
+    left = sorted(candidates, key=lambda candidate: _draw(seed, candidate.pair_id))
+    classes, groups = Counter[str](), Counter[str]()
+    chosen: list[Candidate] = []
+    while left and len(chosen) < num_subjects:
+        best = min(left, key=lambda candidate: (classes[candidate.subject_class], groups[candidate.group]))
+        left.remove(best)
+        classes[best.subject_class] += 1
+        groups[best.group] += 1
+        chosen.append(best)
+    return chosen
 
 
 def _read_shard(pairs: PairsSet, shard: str) -> Iterator[Candidate]:
