@@ -17,9 +17,13 @@ from prefect.states import Cancelling
 
 from ezigen.config import embedded
 from flows.build_pairs import build_pairs
+from flows.parameters import PipelineParameters
 from flows.personalize_catalog import personalize_catalog
+from flows.pipeline_job import check_early
 from flows.planning import read_image_size
 from flows.precompute_features import precompute_features
+from flows.run_pipeline import run_pipeline
+from flows.train_adapter import train_adapter
 from tasks.catalog.results import ResultRow
 from tasks.storage import RunOutput
 from tests.flows.conftest import ROOT, Server
@@ -30,6 +34,8 @@ NAMES = {
     "nightly": NAME,
     "build-pairs": "build_pairs/build-pairs",
     "precompute-features": "precompute_features/precompute-features",
+    "train-adapter": "train_adapter/train-adapter",
+    "run-pipeline": "run_pipeline/run-pipeline",
 }
 SERVER_DEFAULTS = {"day_or": True}
 
@@ -81,6 +87,19 @@ def test_the_parameters_of_the_training_data_fit_their_flows_and_each_other():
     features = precompute_features.validate_parameters(read_written("precompute-features")["parameters"])
     assert features["inputs"].pairs_uri == pairs["inputs"].output_uri
     assert pairs["pairs"].size_px == read_image_size(features["model"].model)
+
+
+def test_the_parameters_of_training_fit_their_flows_and_what_comes_before():
+    features = precompute_features.validate_parameters(read_written("precompute-features")["parameters"])
+    training = train_adapter.validate_parameters(read_written("train-adapter")["parameters"])
+    assert training["inputs"].features_uri == features["inputs"].output_uri
+    assert training["model"] == features["model"]
+    pipeline = run_pipeline.validate_parameters(read_written("run-pipeline")["parameters"])
+    check_early(
+        PipelineParameters(**pipeline | {"inputs": pipeline["inputs"].model_copy(update={"storage_block": "x"})})
+    )
+    assert pipeline["training"] == training["training"]
+    assert pipeline["monitoring"] == training["monitoring"]
 
 
 def test_the_parameters_fit_the_flow_and_exist():
