@@ -187,7 +187,8 @@ class TrainingSet:
         if self.config.max_subjects > 1 and most == 1:
             yield (
                 f"max_subjects is {self.config.max_subjects}, but no two pairs share their target and caption: every "
-                "sample has one subject"
+                "sample has one subject; subjects of a COCO picture share it if its pairs are built with "
+                "coco_target_fit squash or pad"
             )
 
     # ---- reading
