@@ -26,6 +26,8 @@ from flows.parameters import build_parameters, describe_invalid
 from flows.personalize_catalog import personalize_catalog
 from flows.precompute_features import precompute_features
 from flows.run_options import RunOptions
+from flows.run_pipeline import run_pipeline
+from flows.train_adapter import train_adapter
 
 
 def parameters(**groups):
@@ -249,6 +251,8 @@ def test_mistakes_name_the_groups_of_their_own_command():
         (personalize_catalog, ["inputs", "model", "sampler", "cluster"]),
         (build_pairs, ["inputs", "pairs", "cluster"]),
         (precompute_features, ["inputs", "model", "features", "cluster"]),
+        (train_adapter, ["inputs", "model", "training", "monitoring", "cluster"]),
+        (run_pipeline, ["inputs", "model", "pairs", "features", "training", "monitoring", "cluster"]),
     ],
 )
 def test_forms_have_an_order_and_a_description_everywhere(flow, groups):
