@@ -175,7 +175,7 @@ _SCALE = 2
 """Drawn twice as large and shrunk, which smooths the lines."""
 
 
-def draw_charts(charts: Sequence[LineChart], width: int = 420, height: int = 260) -> Image.Image:
+def draw_charts(charts: Sequence[LineChart], width: int = 380, height: int = 250) -> Image.Image:
     """The charts side by side as one picture, for pages that show pictures only."""
     picture = Image.new("RGB", (width * len(charts), height), _PAPER)
     for number, chart in enumerate(charts):
@@ -186,7 +186,7 @@ def draw_charts(charts: Sequence[LineChart], width: int = 420, height: int = 260
 def to_png(picture: Image.Image) -> bytes:
     """A drawing in little space: few colours, no losses that a person sees."""
     data = io.BytesIO()
-    picture.quantize(64).save(data, "PNG", optimize=True)
+    picture.quantize(128, Image.Quantize.MAXCOVERAGE).save(data, "PNG", optimize=True)
     return data.getvalue()
 
 
@@ -208,7 +208,11 @@ class _Canvas:
         )
 
     def text(self, x: float, y: float, text: str, anchor: str, *, ink: tuple[int, int, int] = _MUTED) -> None:
-        self.draw.text((x, y), text, font=ImageFont.load_default(12 * _SCALE), fill=ink, anchor=anchor)
+        self.draw.text((x, y), text, font=_font(), fill=ink, anchor=anchor)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(13 * _SCALE)
 
 
 def _draw_chart(chart: LineChart, width: int, height: int) -> Image.Image:
@@ -251,4 +255,4 @@ def _draw_titles(canvas: _Canvas) -> None:
     for number in reversed(range(len(canvas.chart.lines) if len(canvas.chart.lines) > 1 else 0)):
         name = canvas.chart.lines[number].name
         canvas.text(x, 10 * _SCALE, name, "ra", ink=_COLOURS[number % len(_COLOURS)])
-        x -= canvas.draw.textlength(name, font=ImageFont.load_default(12 * _SCALE)) + 14 * _SCALE
+        x -= canvas.draw.textlength(name, font=_font()) + 14 * _SCALE

@@ -343,7 +343,7 @@ def test_the_chain_makes_measures_and_publishes_an_adapter(chain: Chain, cluster
     assert all(name in shown["training-measurements"].data for name in ("held-out loss", "DINO", '"step": 6'))
     page = shown["training-report"].data
     figures, sheet = pictures_in(page)
-    assert figures.height == 260
+    assert figures.height == 250
     assert sheet.width > 400
     assert str(run / "report.html") in page
     assert adapter.uri in page

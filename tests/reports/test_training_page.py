@@ -102,12 +102,12 @@ def test_readouts_cover_the_axis_and_name_every_line():
 
 def test_charts_are_pictures_of_the_lines():
     picture = draw_charts(loss_charts(make_run()))
-    assert picture.size == (2 * 420, 260)  # CLIP-T was not measured
-    blue = np.asarray(picture)[44:, :420].astype(int)  # below the title and the names of lines
+    assert picture.size == (2 * 380, 250)  # CLIP-T was not measured
+    blue = np.asarray(picture)[44:, :380].astype(int)  # below the title and the names of lines
     inked = (blue[..., 2] - blue[..., 0] > 60).any(axis=0)
-    columns = np.flatnonzero(inked[60:400]) + 60
+    columns = np.flatnonzero(inked[60:362]) + 60
     # 600 of 1,000 steps: the line ends at three fifths of the plot's width.
-    assert columns.max() == pytest.approx(56 + 0.6 * (420 - 18 - 56), abs=6)
+    assert columns.max() == pytest.approx(56 + 0.6 * (380 - 18 - 56), abs=6)
     assert len(to_png(picture)) < 40_000
 
 
