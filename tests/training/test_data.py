@@ -221,11 +221,12 @@ def test_what_is_held_out_depends_on_the_seed_and_not_on_the_other_pairs(tmp_pat
     assert held["few", 0] != held["few", 1]
 
 
-def test_small_sets_keep_something_of_each(tmp_path):
-    """A share of 0.001 would round to nothing, one of 0.5 may take the only video."""
-    for seed in range(8):
-        pairs = [*coco_pairs(2), *video_pairs(1)] if not seed else None
-        training_set = open_set(tmp_path, pairs, held_out_share=0.001 if seed < 4 else 0.5, seed=seed)
+@pytest.mark.parametrize("share", [0.001, 0.5])
+def test_small_sets_keep_something_of_each(tmp_path, share):
+    """The small share would round to nothing; the large one would take both pictures for a quarter of the seeds."""
+    write_store_of(tmp_path, [*coco_pairs(2), *video_pairs(1)])
+    for seed in range(12):
+        training_set = open_set(tmp_path, held_out_share=share, seed=seed)
         assert [training_set.num_samples(source) for source in SOURCES] == [1, 1]
         assert len(training_set.held_out) == 1
 
