@@ -73,8 +73,10 @@ class Conditioner:
         slots = batch.slots.cpu()
         wanted = (slots & keeps.cpu()[:, None]).flatten()
         classes = list(compress(_class_per_slot(batch, slots), wanted.tolist()))
-        found = self._encode(batch.subject_latents.flatten(0, 1)[wanted.to(batch.subject_latents.device)], classes)
-        return found if wanted.all() and slots.shape[1] == 1 else _spread(found, wanted.reshape(slots.shape))
+        # By number, not by mask: how many are True is known here, while a GPU would have to be asked.
+        numbers = wanted.nonzero().flatten()
+        found = self._encode(batch.subject_latents.flatten(0, 1)[numbers.to(batch.subject_latents.device)], classes)
+        return found if wanted.all() and slots.shape[1] == 1 else _spread(found, numbers, slots.shape)
 
     def _encode(self, latents: Tensor, classes: Sequence[str]) -> SubjectFeatures:
         """As SubjectEncoder, from latents (M, c, h, w) instead of pictures."""
@@ -139,15 +141,16 @@ def _class_per_slot(batch: TrainBatch, slots: Tensor) -> list[str]:
     return classes
 
 
-def _spread(found: SubjectFeatures, slots: Tensor) -> SubjectFeatures:
-    """Tokens of the M slots that are True, put where they belong among (B, S); the others are masked."""
+def _spread(found: SubjectFeatures, numbers: Tensor, slots: Sequence[int]) -> SubjectFeatures:
+    """Tokens of M slots, put where they belong by their numbers (M,) among B * S; the others are masked."""
+    num_samples, num_slots = slots
     tokens, mask = {}, {}
     for name, given in found.tokens.items():
-        place = slots.to(given.device)
-        each = given.new_zeros(*slots.shape, *given.shape[1:])
-        each[place] = given
-        tokens[name] = each.flatten(1, 2)
-        mask[name] = place.repeat_interleave(given.shape[1], dim=1)
+        place = numbers.to(given.device)
+        each = given.new_zeros(num_samples * num_slots, *given.shape[1:]).index_copy_(0, place, given)
+        exists = torch.zeros(each.shape[:2], dtype=torch.bool, device=given.device).index_fill_(0, place, value=True)
+        tokens[name] = each.view(num_samples, -1, given.shape[2])
+        mask[name] = exists.view(num_samples, -1)
     return SubjectFeatures(tokens, mask)
 
 

@@ -30,7 +30,7 @@ from ezigen.training.conditions import Conditioner
 from ezigen.training.draws import Draws, draw, without_dropout
 from ezigen.training.loss import LossTerms, pair_loss
 from ezigen.training.optimizer import Optimizer, WeightAverage, learning_rate
-from ezigen.training.precision import cast_stack, choose_precision
+from ezigen.training.precision import cast_stack, check_precision, choose_precision
 from ezigen.training.report import StepReport, TrainingDiverged
 
 
@@ -59,6 +59,7 @@ class Learner:
         self.step = 0
         self.num_steps = num_steps
         self.precision = choose_precision(config, stack.device)
+        check_precision(stack, self.precision)
         self.adapters = _attach(stack, config, initial)
         self.stack = cast_stack(stack, self.precision)
         self._config = config

@@ -19,16 +19,17 @@ def choose_precision(config: TrainingConfig, device: torch.device) -> Precision:
     return config.precision
 
 
-def cast_stack(stack: Stack, precision: Precision) -> Stack:
-    """The stack with its networks in this precision, cast in place: the given stack is not to be used any more.
+def check_precision(stack: Stack, precision: Precision) -> None:
+    """Raises ConfigurationError when fp32 is wanted of networks that were loaded rounded."""
+    if precision == "fp32" and stack.dtype != torch.float32:
+        raise ConfigurationError(
+            f"training.precision is fp32, but the model is loaded in {stack.dtype}; set model.dtype to fp32"
+        )
 
-    Raises ConfigurationError when fp32 is wanted of networks that were loaded rounded.
-    """
+
+def cast_stack(stack: Stack, precision: Precision) -> Stack:
+    """The stack with its networks in this precision, cast in place: the given stack is not to be used any more."""
     if precision == "fp32":
-        if stack.dtype != torch.float32:
-            raise ConfigurationError(
-                f"training.precision is fp32, but the model is loaded in {stack.dtype}; set model.dtype to fp32"
-            )
         return stack
     for network in (stack.unet, stack.vae, stack.text_encoder):
         nn.Module.to(network, torch.bfloat16)  # diffusers' own `to` warns of modules to keep in fp32; here are none
