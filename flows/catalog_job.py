@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from flows.job import Job, Summary, UnfinishedRun
 from flows.parameters import CatalogParameters
-from flows.planning import make_plan
+from flows.planning import make_plan, pin_adapter
 from flows.progress import RunProgress
 from flows.stopping import drain_on_signals
 from flows.terminal import out, print_table
@@ -92,7 +92,8 @@ class CatalogJob(Job):
         return self._plan
 
     def make_plan(self) -> str:
-        """Reads the catalog and the results; returns the counts in words."""
+        """Reads the catalog and the results; returns the counts in words. From here on an alias is one version."""
+        self.parameters = pin_adapter(self.parameters, self._storage_options)
         self._plan = make_plan(self.parameters, self._storage_options)
         return describe_plan(self._plan)
 

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ezigen.config import ConfigurationError
@@ -18,10 +19,13 @@ LOG_INTERVAL_S = 10.0
 
 
 def make_plan(parameters: "CatalogParameters", storage_options: Mapping[str, Any]) -> "CatalogPlan":
-    """Catalog minus what is done. Raises ConfigurationError if the catalog, the model or the adapter is wrong."""
+    """Catalog minus what is done. Raises ConfigurationError if the catalog, the model or the adapter is wrong.
+
+    An alias means the version that it points to now; `pin_adapter` first lets a run keep to that one.
+    """
     from tasks.catalog.plan import plan_catalog
 
-    model_fingerprint, adapter_fingerprint = read_fingerprints(parameters)
+    model_fingerprint, adapter_fingerprint = read_fingerprints(parameters, storage_options)
     return plan_catalog(
         parameters.inputs,
         parameters.sampler,
@@ -33,24 +37,42 @@ def make_plan(parameters: "CatalogParameters", storage_options: Mapping[str, Any
     )
 
 
+def pin_adapter(parameters: "CatalogParameters", storage_options: Mapping[str, Any]) -> "CatalogParameters":
+    """The same parameters with NAME@v3 for NAME@ALIAS, whatever the alias means later."""
+    from tasks.adapters.location import pin_model
+    from tasks.storage import Locations
+
+    model = pin_model(parameters.model, Locations(storage_options=dict(storage_options)))
+    return replace(parameters, model=model)
+
+
 def check_early(parameters: "CatalogParameters") -> None:
     """Finds most mistakes within a second, before a server or Ray is started: the model, the adapter, the catalog.
 
-    Raises ConfigurationError. A catalog whose keys are in a Prefect block is looked at later, when there is a server.
+    Raises ConfigurationError. What needs keys in a Prefect block is looked at later, when there is a server.
     """
+    from tasks.adapters import is_reference
     from tasks.datasets.catalogs import Catalog
     from tasks.storage import Locations
 
-    read_fingerprints(parameters)
-    if not parameters.inputs.storage_block:
+    adapter, keys_are_known = parameters.model.adapter, not parameters.inputs.storage_block
+    if keys_are_known or not (is_reference(adapter) or ":/" in adapter):
+        read_fingerprints(parameters, {})
+    if keys_are_known:
         catalog = Catalog.at(parameters.inputs.catalog_uri, Locations())
         next(catalog.batches(), None)
 
 
-def read_fingerprints(parameters: "CatalogParameters") -> tuple[str, str]:
-    """What tells this model and this adapter from others. Raises ConfigurationError if one is missing or incomplete."""
+def read_fingerprints(parameters: "CatalogParameters", storage_options: Mapping[str, Any]) -> tuple[str, str]:
+    """What tells this model and this adapter from others; an adapter that is stored elsewhere is fetched once.
+
+    Raises ConfigurationError if one is missing, incomplete or damaged, or if they do not belong together.
+    """
     from ezigen.adapters import adapter_fingerprint
+    from ezigen.adapters.card import WEIGHTS_FILE, check_base, read_card
     from ezigen.models import model_fingerprint
+    from tasks.adapters import local_adapter
+    from tasks.storage import Locations
 
     model = parameters.model
     if model.adapter == "none" and parameters.sampler.mode != "text_only":
@@ -58,7 +80,14 @@ def read_fingerprints(parameters: "CatalogParameters") -> tuple[str, str]:
             f'model.adapter "none" cannot show a subject: use sampler.mode text_only instead of '
             f"{parameters.sampler.mode}, or name an adapter."
         )
-    return model_fingerprint(model.model), adapter_fingerprint(model.adapter, model.model)
+    fingerprint = model_fingerprint(model.model)
+    locations = Locations(storage_options=dict(storage_options))
+    folder = local_adapter(model.adapter, model.model, model.adapters_uri, locations)
+    if folder is None:
+        return fingerprint, adapter_fingerprint("none")
+    if (folder / WEIGHTS_FILE).is_file():
+        check_base(read_card(folder), fingerprint, model.adapter)
+    return fingerprint, adapter_fingerprint(str(folder), model.model)
 
 
 def read_image_size(model: str) -> int:

@@ -29,7 +29,14 @@ class RunOptions:
     output: Annotated[str, Argument(help="Folder or s3:// prefix for images, results and the report.")]
     model: Model = None
     adapter: Annotated[
-        str | None, Option(help='"auto", a folder, the authors\' checkpoint, or "none".', rich_help_panel=MODEL)
+        str | None,
+        Option(
+            help='"auto", NAME@ALIAS or NAME@VERSION, a folder or s3:// prefix, the authors\' checkpoint, or "none".',
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    adapters: Annotated[
+        str | None, Option(help="Folder or s3:// prefix of published adapters.", rich_help_panel=MODEL)
     ] = None
     image_encoder: Annotated[
         str | None, Option(help="The DINOv2 that decides when loops stop.", rich_help_panel=MODEL)
@@ -88,7 +95,10 @@ class RunOptions:
                 "if_busy": "wait" if self.wait else None,
                 "storage_block": self.storage_block,
             },
-            model={name: getattr(self, name) for name in ("model", "adapter", "image_encoder", "device", "dtype")},
+            model={
+                "adapters_uri": self.adapters,
+                **{name: getattr(self, name) for name in ("model", "adapter", "image_encoder", "device", "dtype")},
+            },
             sampler={
                 "mode": self.mode,
                 "num_steps": self.steps,

@@ -219,7 +219,9 @@ class TrainingJob(Job):
         inputs = self.parameters.inputs
         final = OutputFolder(self.output.uri(FINAL), self._locations)
         registry = Registry(inputs.adapters_uri, self._locations)
-        return registry.publish(inputs.name, final, run=self.plan.digest, alias=inputs.alias)
+        measured = self.outcome.measurements
+        metrics = measured[-1].numbers() if measured else {}
+        return registry.publish(inputs.name, final, run=self.plan.digest, alias=inputs.alias, metrics=metrics)
 
 
 def check_early(parameters: TrainingParameters) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -16,11 +17,20 @@ CARD_FILE = "card.json"
 AUTHORS_FILES = ("model.safetensors", "pytorch_model.bin")
 """The authors' checkpoint, an accelerate folder, holds the whole UNet under one of these names."""
 
+AUTHORS_WEIGHTS = "learnable_weights"
+"""Its one tensor that belongs to all adapters: their subject weights in order of execution."""
+
 
 class AdapterCard(Config):
     """Where an adapter comes from and what it fits; stored as card.json beside adapter.safetensors."""
 
-    format_version: int = Field(default=1, ge=1, le=1, description="Version of the names in adapter.safetensors.")
+    format_version: int = Field(
+        default=1,
+        ge=1,
+        le=2,
+        description="Names in adapter.safetensors. 1: the subject weight of every adapter by itself; 2: all of them as "
+        "one tensor, in order of execution.",
+    )
     base_model: str = Field(default="", description="The model the adapter was trained on, as the user named it.")
     base_fingerprint: str = Field(
         default="",
@@ -34,6 +44,19 @@ class AdapterCard(Config):
     training: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="Facts about the training: data, steps, learning rate, loss, date."
     )
+    name: str = Field(default="", description="Name under which it was published; empty for one that was not.")
+    version: str = Field(default="", description="Its version: v1, v2, ...")
+    created_at: str = Field(default="", description="When that version was made, ISO 8601 in UTC.")
+    run: str = Field(default="", description="Digest of what made it: publishing that again gives the same version.")
+    weights_sha256: str = Field(default="", description="SHA-256 of adapter.safetensors.")
+    files: dict[str, str] = Field(
+        default_factory=dict, description="SHA-256 of the other files of the version, by path within it."
+    )
+    data: dict[str, str | int | float] = Field(
+        default_factory=dict, description="What it learned from: digests of features and pairs, numbers of samples."
+    )
+    configuration: dict[str, Any] = Field(default_factory=dict, description="The training configuration.")
+    metrics: dict[str, float] = Field(default_factory=dict, description="What was measured on held-out pairs.")
 
 
 def read_card(folder: Path) -> AdapterCard:
@@ -45,6 +68,19 @@ def read_card(folder: Path) -> AdapterCard:
         raise ConfigurationError(f"adapter {folder}: {CARD_FILE} is missing; copy the whole adapter folder") from None
     except ValidationError as error:
         raise ConfigurationError(f"adapter {folder}: {CARD_FILE} is not an adapter card: {error}") from error
+
+
+def check_base(card: AdapterCard, base_fingerprint: str, source: str) -> None:
+    """Raise ConfigurationError if the adapter was trained on another model than the one with this fingerprint.
+
+    An unknown fingerprint ("" on either side) fits; `source` names the adapter in the message.
+    """
+    if base_fingerprint and card.base_fingerprint and card.base_fingerprint != base_fingerprint:
+        raise ConfigurationError(
+            f"adapter {source}: trained on {card.base_model or 'a model'} with fingerprint {card.base_fingerprint}, "
+            f"but this model's is {base_fingerprint}; pass the model it was trained on, or, if you know that they "
+            f'agree, set "base_fingerprint" to "" in its {CARD_FILE}'
+        )
 
 
 def resolve_adapter(location: str, model: str) -> Path | None:
@@ -64,7 +100,8 @@ def resolve_adapter(location: str, model: str) -> Path | None:
     folder = Path(location).expanduser()
     if not (folder / WEIGHTS_FILE).is_file() and find_checkpoint(folder) is None:
         raise ConfigurationError(
-            f"adapter {location}: no folder with {WEIGHTS_FILE}, or {' or '.join(AUTHORS_FILES)} of the authors, in it"
+            f"adapter {location}: no folder with {WEIGHTS_FILE}, or {' or '.join(AUTHORS_FILES)} of the authors, in "
+            "it; a published adapter is written NAME@ALIAS or NAME@VERSION"
         )
     return folder
 
@@ -72,6 +109,11 @@ def resolve_adapter(location: str, model: str) -> Path | None:
 def find_checkpoint(folder: Path) -> Path | None:
     """The authors' checkpoint in a folder, safetensors first."""
     return next((folder / name for name in AUTHORS_FILES if (folder / name).is_file()), None)
+
+
+def is_authors_tensor(name: str) -> bool:
+    """Whether a tensor of the authors' checkpoint belongs to the adapters; the others are the frozen UNet."""
+    return ".adapter." in name or ".adapter_norm." in name or name == AUTHORS_WEIGHTS
 
 
 def adapter_fingerprint(location: str, model: str = "mini") -> str:

@@ -73,10 +73,12 @@ class CatalogWorker:
         import torch
 
         from ezigen.sampling import load_generator
+        from tasks.adapters.location import localize_model
 
         if not torch.cuda.is_available():
             torch.set_num_threads(self.setup.num_threads)
-        return load_generator(self.setup.model, self.setup.sampler, num_slots=num_slots)
+        model = localize_model(self.setup.model, self.setup.maker.locations)
+        return load_generator(model, self.setup.sampler, num_slots=num_slots)
 
     def load_scorer(self) -> ImageScorer | None:
         """The networks that score images."""

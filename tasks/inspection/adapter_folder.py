@@ -5,12 +5,17 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from ezigen.adapters.card import CARD_FILE, WEIGHTS_FILE, adapter_fingerprint, find_checkpoint, read_card
+from ezigen.adapters.card import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    adapter_fingerprint,
+    find_checkpoint,
+    is_authors_tensor,
+    read_card,
+)
 from ezigen.config import ConfigurationError
 from ezigen.models.location import check_safetensors
 from tasks.inspection.view import Table, View, settings_facts
-
-_AUTHORS_PARTS = (".adapter.", ".adapter_norm.", "learnable_weights")
 
 
 def inspect_adapter(folder: Path) -> View:
@@ -50,7 +55,7 @@ def _authors_tensors(folder: Path, facts: list[tuple[str, str]]) -> dict[str, An
         facts.append(("tensors", "not listed: the file is a pickle"))
         return {}
     tensors = _read_header(checkpoint)
-    used = {name: entry for name, entry in tensors.items() if any(part in name for part in _AUTHORS_PARTS)}
+    used = {name: entry for name, entry in tensors.items() if is_authors_tensor(name)}
     facts.append(("tensors", f"{len(used):,} of the adapters among {len(tensors):,}"))
     return used
 

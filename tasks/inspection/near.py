@@ -37,6 +37,11 @@ def find_id(wanted: str, ids: Iterable[str], what: str, where: str) -> str:
     raise ConfigurationError(f"--id {wanted!r} is no {what} of {where}; near it: {shown}.")
 
 
+def nearest(wanted: str, known: Iterable[str]) -> list[str]:
+    """The few names that are most like the wanted one, the most alike first."""
+    return heapq.nlargest(MAX_NEAR, set(known), key=lambda name: (_likeness(wanted, name), name))
+
+
 def _likeness(wanted: str, known: str) -> float:
     """Length of the common beginning, and as a tie-break whether one contains the other."""
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(wanted, known, strict=False)))

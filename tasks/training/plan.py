@@ -150,9 +150,9 @@ def _count_samples(data: "TrainingSet") -> dict[str, int]:
 
 
 def _find_initial(inputs: TrainingInputs, model: StackConfig, locations: Locations | None) -> tuple[str, str]:
-    """The adapter to start from, and the fingerprint of its weights."""
-    del locations
-    from ezigen.adapters.card import adapter_fingerprint
+    """Where the adapter to start from lies, whatever an alias means later, and the fingerprint of its weights."""
+    from ezigen.adapters import adapter_fingerprint
+    from tasks.adapters import find_adapter, local_adapter
 
     if not inputs.initial_adapter:
         return "", ""
@@ -160,7 +160,9 @@ def _find_initial(inputs: TrainingInputs, model: StackConfig, locations: Locatio
         raise ConfigurationError(
             'inputs.initial_adapter is "none"; leave it empty to start from copies of the self-attention layers.'
         )
-    return inputs.initial_adapter, adapter_fingerprint(inputs.initial_adapter, model.model)
+    location = find_adapter(inputs.initial_adapter, inputs.adapters_uri, locations)
+    folder = local_adapter(location, model.model, inputs.adapters_uri, locations)
+    return location, adapter_fingerprint(str(folder), model.model)
 
 
 def _check_locations(inputs: TrainingInputs) -> None:
