@@ -155,7 +155,7 @@ class ControlWatch:
                 num_cpus=0,
                 max_restarts=-1,
                 max_task_retries=-1,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             )
             .remote()
         )
@@ -172,7 +172,7 @@ class ControlWatch:
             if not ray.wait([self._asked], timeout=0)[0]:
                 return False
             with contextlib.suppress(ray.exceptions.RayError):
-                self.state = ray.get(self._asked)
+                self._take(ray.get(self._asked))
                 answered = True
             self._asked = None
         if time.monotonic() - self._asked_s >= _PERIOD_S:
@@ -185,7 +185,11 @@ class ControlWatch:
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
-            self.state = ray.get(self.actor.state.remote(), timeout=timeout_s)
+            self._take(ray.get(self.actor.state.remote(), timeout=timeout_s))
+
+    def _take(self, state: ControlState) -> None:
+        """An actor that was restarted has forgotten Ray Train's controller, by which everything can be ended."""
+        self.state = replace(state, controller=state.controller or self.state.controller)
 
     def stop(self) -> None:
         """Asks the workers to stop; said again on every call, because a restarted actor has forgotten it."""

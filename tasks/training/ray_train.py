@@ -33,6 +33,7 @@ from tasks.training.checkpoints import FOLDER, StoredCheckpoint
 
 _SNAPSHOT = f"{FOLDER}/checkpoint_manager_snapshot.json"
 _JOIN_S = 10.0
+_PLACE_S = 30.0
 _POLL_S = 1.0
 """How often Ray Train looks at its workers; a report of theirs counts once it has looked."""
 
@@ -154,7 +155,7 @@ def write_snapshot(output: OutputFolder, checkpoints: Sequence[StoredCheckpoint]
         timed_out_validation_checkpoint_dir_names=[],
         failed_validation_checkpoint_dir_names=[],
     )
-    output.write(_SNAPSHOT, state.json().encode())
+    output.write(_SNAPSHOT, state.model_dump_json().encode())
 
 
 def _make_trainer(request: FitRequest, control: Any) -> TorchTrainer:
@@ -190,7 +191,8 @@ def _ray_train_variables(cluster: TrainingClusterConfig) -> Iterator[None]:
     defaults = {
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": f"{_POLL_S:g}",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{cluster.start_timeout_s:g}",
+        # After a loss Ray Train may for a moment count on nodes that are gone, and would wait for them so long.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{min(_PLACE_S, cluster.start_timeout_s):g}",
         # Relative locations of models and data mean the same folder as in the driver.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }

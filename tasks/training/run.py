@@ -222,7 +222,10 @@ class _FitWatch:
     """Ray Train at work, watched: whatever ends it, this returns or raises within seconds."""
 
     def __init__(self, run: TrainingRun, cluster: TrainingClusterConfig, ray_cluster: Cluster) -> None:
+        from tasks.training.node_watch import NodeWatch
+
         self._run, self._cluster, self._ray = run, cluster, ray_cluster
+        self._node = NodeWatch()
         self._control = ControlWatch()
         self._fit: Fit | None = None
         self._waiting_since_s: float | None = time.monotonic()
@@ -261,10 +264,11 @@ class _FitWatch:
         if self._fit is not None:
             self._fit.close(self.state.controller)
         self._control.close()
+        self._node.close()
 
     def _step(self) -> None:
         self._run.check_lease()
-        self._ray.check()
+        self._check_ray()
         if self._control.look():
             self._take_state()
         if self._run.stop.is_set():
@@ -290,6 +294,11 @@ class _FitWatch:
         elif self._waiting_since_s is None or state.attempt != self._attempt:
             self._waiting_since_s = time.monotonic()
         self._attempt = state.attempt
+
+    def _check_ray(self) -> None:
+        """Raises ClusterLost if the Ray that this process started, or its node of a joined one, has died."""
+        self._ray.check()
+        self._node.check()
 
     def _check_start(self) -> None:
         """Raises PoolFailed if workers take too long to load.
@@ -344,8 +353,8 @@ class _FitWatch:
         from tasks.training.ray_train import describe_failure
 
         deadline = time.monotonic() + _LOSS_WAIT_S
-        while time.monotonic() < deadline and self._ray.vital_processes:
-            self._ray.check()
+        while time.monotonic() < deadline:
+            self._check_ray()
             time.sleep(_TICK_S)
         self._control.look_again(_LOSS_WAIT_S)
         self._take_state()

@@ -35,6 +35,7 @@ LOSS_STEPS = 100
 """Steps whose mean is called the loss of a run: one step's says little."""
 
 _TELL_PERIOD_S = 0.25
+_PREEMPTION_WAIT_S = 10.0
 _CONSULT_PERIOD_S = 5.0
 """Ray looks for nodes that are taken away this often; asking it more often would tell nothing new, and asking is a
 barrier of some milliseconds."""
@@ -109,6 +110,12 @@ class _Worker:
             if self.rank == 0:
                 self._log.flush()  # the way there is what one wants to see
             raise
+        except Exception:
+            if self._doomed:
+                # The others are cut off before Ray knows that a node has gone as it was announced: an error told at
+                # once would count as a failure of the run.
+                time.sleep(_PREEMPTION_WAIT_S)
+            raise
         finally:
             self._upload.wait()
             self._voice.pass_on_log()
@@ -138,7 +145,7 @@ class _Worker:
             num_steps=plan.num_steps,
             t_sub=self._data.identity.t_sub,
             template=self._data.identity.template,
-            initial=_find_initial(plan),
+            initial=_find_initial(plan, self.work.locations),
         )
         self._stack = self._learner.stack
         self._resume()
@@ -433,13 +440,25 @@ def make_card(plan: TrainingPlan) -> "AdapterCard":
         "seed": config.seed,
         **{f"samples_{source}": count for source, count in plan.num_samples.items()},
     }
-    return AdapterCard(base_model=plan.model.model, extra_residual=config.extra_residual, training=facts)
+    return AdapterCard(
+        base_model=plan.model.model,
+        extra_residual=config.extra_residual,
+        training=facts,
+        data={
+            **{name: digest for name, digest in plan.fingerprints.items() if name != "model" and digest},
+            "held_out": plan.num_held_out,
+        },
+        configuration=config.model_dump(mode="json"),
+    )
 
 
-def _find_initial(plan: TrainingPlan) -> Path | None:
-    from ezigen.adapters.card import resolve_adapter
+def _find_initial(plan: TrainingPlan, locations: Locations) -> Path | None:
+    """The adapter to start from on this machine; each machine fetches it once."""
+    from tasks.adapters import local_adapter
 
-    return resolve_adapter(plan.initial_adapter, plan.model.model) if plan.initial_adapter else None
+    if not plan.initial_adapter:
+        return None
+    return local_adapter(plan.initial_adapter, plan.model.model, plan.inputs.adapters_uri, locations)
 
 
 def _check_unchanged(plan: TrainingPlan, data: "TrainingSet") -> None:

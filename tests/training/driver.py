@@ -1,4 +1,7 @@
-"""A run of train_adapter in a process of its own, to be killed: `python -m tests.training.driver FEATURES ROOT MODEL`."""
+"""A run of train_adapter in a process of its own, to be killed.
+
+`python -m tests.training.driver FEATURES ROOT MODEL`
+"""
 
 import logging
 import sys
