@@ -360,7 +360,11 @@ class _FitWatch:
         self._take_state()
         reason = describe_failure(error)
         if reason is None:
-            raise ClusterLost(f"Ray Train gave up ({type(error).__name__}: {str(error).strip()[:300]})") from error
+            lines = str(error).strip().splitlines() or [""]
+            raise ClusterLost(
+                f"Ray Train gave up ({type(error).__name__}: {lines[0][:300]}); its controller or this process's node "
+                "of Ray has died. Running again continues after the newest checkpoint."
+            ) from error
         raise PoolFailed(
             f"workers failed more often than cluster.max_failures={self._cluster.max_failures} allows; the last time: "
             f"{reason}. Everything until step {self.state.pulse.checkpoint_step} is stored; remove the cause and run "

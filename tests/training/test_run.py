@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -241,3 +243,24 @@ def start_driver(features: str, root: Path, model: Path) -> subprocess.Popen[byt
     with (root / "log").open("ab") as log:
         command = [sys.executable, "-m", "tests.training.driver", *map(str, (features, root, model))]
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def test_a_node_that_goes_with_a_notice_costs_nothing_that_was_done_before(features, tmp_path, tiny_folder):
+    found = lose_node(features, tmp_path, tiny_folder, "announced")
+    assert found["noticed"] < found["saved"] < found["step"]
+    assert found["kept"] == [found["saved"], found["step"]]  # no checkpoint was due
+    assert (found["state"], found["workers"], found["restarts"]) == ("stopped", 1, 1)
+    assert found["is_whole"]
+
+
+def test_a_driver_whose_own_node_dies_says_so(features, tmp_path, tiny_folder):
+    # Whichever notices first: Ray's head, or Ray Train.
+    assert re.search("has died|Ray Train gave up", lose_node(features, tmp_path, tiny_folder, "own")["error"])
+
+
+def lose_node(features: str, root: Path, model: Path, which: str) -> dict:
+    command = [sys.executable, "-m", "tests.training.node_loss", *map(str, (features, root, model)), which]
+    hurried = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | hurried, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
