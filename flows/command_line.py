@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ezigen.config import ConfigurationError
+from ezigen.config import ConfigurationError, ModelConfig
+from flows.adapter_commands import adapters_app
 from flows.exits import EXIT_FAILED, plain_errors
 from flows.feature_options import FeatureOptions
 from flows.option_sets import with_options
@@ -42,6 +43,7 @@ app = typer.Typer(
     "130 and 143 stopped.",
 )
 app.add_typer(plan_app, name="plan")
+app.add_typer(adapters_app, name="adapters")
 
 
 def main() -> None:
@@ -166,18 +168,26 @@ def results(
 @app.command()
 def inspect(
     location: Annotated[
-        str, typer.Argument(help="Folder or s3:// prefix: pairs, a feature store, an output of a run, an adapter.")
+        str,
+        typer.Argument(
+            help="Folder or s3:// prefix: pairs, a feature store, an output of a run, an adapter; or NAME@ALIAS."
+        ),
     ],
     item_id: Annotated[
         str | None, typer.Option("--id", help="One pair, subject or item; its id or the beginning of it.")
     ] = None,
     save: Annotated[str, typer.Option(metavar="FOLDER", help="Where pictures are saved.")] = "build/inspect",
+    adapters: Annotated[str, typer.Option(help="Where NAME@ALIAS is looked up.")] = "adapters",
     storage_block: Annotated[str, typer.Option(help="Prefect block ezigen-s3/NAME with endpoint and keys.")] = "",
 ) -> None:
     """Show what lies at a location: schema, counts, fingerprints, a contact sheet; of one subject its features."""
     with plain_errors():
         from flows.inspection import show_location
+        from tasks.adapters import find_adapter, is_reference
+        from tasks.storage import Locations
 
+        if is_reference(location):
+            location = find_adapter(location, adapters, Locations(storage_options=load_options(storage_block)))
         show_location(location, item_id, save, load_options(storage_block))
 
 
@@ -185,13 +195,18 @@ def inspect(
 def doctor(
     address: Annotated[str, typer.Option(help="Ray cluster to reach; local starts one.")] = "local",
     model: Annotated[str, typer.Option(help="Model to look for.")] = "mini",
+    adapter: Annotated[
+        str, typer.Option(help='Adapter to look for, as in "personalize"; auto: the shipped one of mini.')
+    ] = "auto",
+    adapters: Annotated[str, typer.Option(help="Folder or s3:// prefix of published adapters.")] = "adapters",
     storage: Annotated[str | None, typer.Option(help="Folder or s3:// prefix to write to and read from.")] = None,
 ) -> None:
     """Check what this machine has, what is missing, and say what to do."""
     with plain_errors():
         from flows.doctor import examine
 
-        healthy = examine(address=address, model=model, storage=storage)
+        networks = ModelConfig(model=model, adapter=adapter, adapters_uri=adapters)
+        healthy = examine(address=address, model=networks, storage=storage)
     raise typer.Exit(0 if healthy else EXIT_FAILED)
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 from rich.markup import escape
 
-from ezigen.config import ClusterConfig, ConfigurationError
+from ezigen.config import ClusterConfig, ConfigurationError, ModelConfig
 from flows.terminal import out
 
 GIB = 2**30
@@ -37,7 +37,7 @@ class Finding:
     remedy: str = ""
 
 
-def examine(*, address: str, model: str, storage: str | None) -> bool:
+def examine(*, address: str, model: ModelConfig, storage: str | None) -> bool:
     """Runs every check and prints it as soon as it is known. False if something is bad."""
     healthy = True
     for check in _checks(address, model, storage):
@@ -47,7 +47,7 @@ def examine(*, address: str, model: str, storage: str | None) -> bool:
     return healthy
 
 
-def _checks(address: str, model: str, storage: str | None) -> list[Callable[[], Iterator[Finding]]]:
+def _checks(address: str, model: ModelConfig, storage: str | None) -> list[Callable[[], Iterator[Finding]]]:
     checks: list[Callable[[], Iterator[Finding]]] = [
         check_versions,
         check_machine,
@@ -126,15 +126,24 @@ def check_gpu() -> Iterator[Finding]:
         yield Finding("good", "gpu", "none; the embedded model runs on the cores")
 
 
-def check_model(model: str) -> Iterator[Finding]:
-    """The model and, for the embedded one, its adapter."""
+def check_model(model: ModelConfig) -> Iterator[Finding]:
+    """The model, and its adapter where there is one to look for: the embedded model's own, or the one that is named."""
     from ezigen.adapters import adapter_fingerprint
+    from ezigen.adapters.card import WEIGHTS_FILE, check_base, read_card
     from ezigen.models import model_fingerprint
+    from tasks.adapters import local_adapter, pin_adapter
 
-    fingerprint = model_fingerprint(model)
-    if model == "mini":
-        adapter_fingerprint("auto", model)
-    yield Finding("good", "model", f"{model} is complete, fingerprint {fingerprint[:12]}")
+    fingerprint = model_fingerprint(model.model)
+    yield Finding("good", "model", f"{model.model} is complete, fingerprint {fingerprint[:12]}")
+    if model.adapter == "none" or (model.adapter == "auto" and model.model != "mini"):
+        return
+    adapter = pin_adapter(model.adapter, model.adapters_uri)
+    folder = local_adapter(adapter, model.model, model.adapters_uri)
+    if folder is not None and (folder / WEIGHTS_FILE).is_file():
+        check_base(read_card(folder), fingerprint, adapter)
+    yield Finding(
+        "good", "adapter", f"{adapter} is complete, fingerprint {adapter_fingerprint(str(folder), model.model)[:12]}"
+    )
 
 
 def check_prefect() -> Iterator[Finding]:

@@ -18,11 +18,14 @@ from ezigen.models.location import check_safetensors
 from tasks.inspection.view import Table, View, settings_facts
 
 
-def inspect_adapter(folder: Path) -> View:
-    """The card, what tells the adapter from others, and its tensors. Raises ConfigurationError if it is damaged."""
+def inspect_adapter(folder: Path, uri: str = "") -> View:
+    """The card, what tells the adapter from others, and its tensors. Raises ConfigurationError if it is damaged.
+
+    `uri` is where it is stored, if the folder is a copy of that.
+    """
     facts = [
         ("kind", "adapter"),
-        ("location", str(folder)),
+        ("location", uri or str(folder)),
         ("fingerprint", adapter_fingerprint(str(folder), "")),
     ]
     weights = folder / WEIGHTS_FILE
@@ -33,13 +36,15 @@ def inspect_adapter(folder: Path) -> View:
             ("made for", f"{card.base_model or 'unknown'} {card.base_fingerprint}".strip()),
             ("adapters", f"{card.num_adapters:,} with {card.num_parameters:,} numbers"),
             ("extra residual", "yes, as in the authors' release" if card.extra_residual else "no"),
+            *([("published as", f"{card.name}@{card.version}")] if card.version else []),
             *settings_facts("training", card.training),
+            *settings_facts("measured", card.metrics),
         ]
         tensors = _read_header(weights)
     else:
         tensors = _authors_tensors(folder, facts)
     rows = tuple((name, entry["dtype"], _shape(entry["shape"])) for name, entry in sorted(tensors.items()))
-    return View(f"adapter at {folder}", tuple(facts), (Table("tensors", ("tensor", "type", "shape"), rows),))
+    return View(f"adapter at {uri or folder}", tuple(facts), (Table("tensors", ("tensor", "type", "shape"), rows),))
 
 
 def _shape(lengths: list[int]) -> str:

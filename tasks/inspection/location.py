@@ -1,10 +1,9 @@
 """Telling what lies at a location, and showing it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-from ezigen.adapters.card import WEIGHTS_FILE, find_checkpoint
+from ezigen.adapters.card import AUTHORS_FILES, WEIGHTS_FILE
 from ezigen.config import ConfigurationError
 from tasks.inspection.view import View
 from tasks.storage import Locations, OutputFolder, RunOutput
@@ -45,10 +44,8 @@ def detect_kind(output: RunOutput) -> Kind:
     if filesystem.isfile(output.root.path):
         raise ConfigurationError(f"{output.root_uri} is a file; give the folder that it lies in.")
     names = set(output.list(""))
-    if output.root.scheme == "file":
-        folder = Path(output.root.path)
-        if WEIGHTS_FILE in names or (find_checkpoint(folder) and "run.json" not in names):
-            return "adapter"
+    if WEIGHTS_FILE in names or (names & set(AUTHORS_FILES) and "run.json" not in names):
+        return "adapter"
     if "store.json" in names or _flow(output) == "precompute_features":
         return "features"
     if "plan.json" in output.list("plan") or output.list("pairs") or _flow(output) == "build_pairs":
@@ -77,9 +74,12 @@ def _show(kind: Kind, output: RunOutput) -> View:
         from tasks.inspection.result_set import inspect_results
 
         return inspect_results(output)
+    from tasks.adapters import local_adapter
     from tasks.inspection.adapter_folder import inspect_adapter
 
-    return inspect_adapter(Path(output.root.path))
+    folder = local_adapter(output.root_uri, "", "", output.locations)
+    assert folder is not None  # a location is never "none"
+    return inspect_adapter(folder, output.root_uri)
 
 
 def _show_item(kind: Kind, output: RunOutput, item_id: str) -> View:

@@ -6,6 +6,7 @@ import pytest
 from packaging.requirements import Requirement
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from ezigen.config import ModelConfig
 from flows import doctor
 from flows.doctor import Finding, examine
 
@@ -57,7 +58,7 @@ def test_storage(tmp_path):
 @pytest.mark.parametrize("model", ["nowhere/at/all", "mini"])
 def test_one_bad_finding_is_a_bad_end_and_the_others_are_told(monkeypatch, capsys, model):
     monkeypatch.setattr(doctor, "check_ray", lambda _address: iter([Finding("good", "ray", "starts")]))
-    assert examine(address="local", model=model, storage=None) is (model == "mini")
+    assert examine(address="local", model=ModelConfig(model=model), storage=None) is (model == "mini")
     printed = capsys.readouterr().out
     assert ("no such folder" in printed) is (model != "mini")
     assert "starts" in printed
