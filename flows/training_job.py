@@ -89,6 +89,7 @@ class TrainingJob(Job):
         self.on_measured = on_measured
         self.report_uri = ""
         self._published: PublishedAdapter | None = None
+        self._alias = ""
         self._plan: TrainingPlan | None = None
         self._outcome: TrainingOutcome | None = None
 
@@ -162,7 +163,7 @@ class TrainingJob(Job):
     @property
     def published(self) -> str:
         """NAME@VERSION of the published adapter; empty before, and if there is none."""
-        return f"{self._published.name}@{self._published.version}" if self._published else ""
+        return self._published.reference if self._published else ""
 
     def summarize(self) -> TrainingSummary:
         """The end of the run, after `work`."""
@@ -170,7 +171,7 @@ class TrainingJob(Job):
             outcome=self.outcome,
             published=self.published,
             published_uri=self._published.uri if self._published else "",
-            alias=self.parameters.inputs.alias if self._published else "",
+            alias=self._alias,
             report_uri=self.report_uri,
             failure=self.failure,
             stopped_by=self.stop.signal_number if self.outcome.stopped else None,
@@ -221,7 +222,11 @@ class TrainingJob(Job):
         registry = Registry(inputs.adapters_uri, self._locations)
         measured = self.outcome.measurements
         metrics = measured[-1].numbers() if measured else {}
-        return registry.publish(inputs.name, final, run=self.plan.digest, alias=inputs.alias, metrics=metrics)
+        made = registry.publish(inputs.name, final, run=self.plan.digest, alias=inputs.alias, metrics=metrics)
+        # A version that was published before may have lost the alias to a later one since.
+        pointing = [alias for alias, record in registry.aliases(inputs.name).items() if record.version == made.version]
+        self._alias = inputs.alias if inputs.alias in pointing else ""
+        return made
 
 
 def check_early(parameters: TrainingParameters) -> None:

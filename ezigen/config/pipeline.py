@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from ezigen.config.base import Config
 from ezigen.config.features import FeatureInputs
 from ezigen.config.pairs import PairInputs
-from ezigen.config.training import NAME_PATTERN, TrainingInputs
+from ezigen.config.training import NAME_PATTERN, Alias, TrainingInputs
 
 
 class PipelineInputs(Config):
@@ -34,7 +34,7 @@ class PipelineInputs(Config):
         "limit.",
     )
     name: str = Field(default="adapter", pattern=NAME_PATTERN, description="Name under which the adapter is published.")
-    alias: str = Field(
+    alias: Alias = Field(
         default="latest",
         pattern=r"^([a-z][a-z0-9._-]{0,62})?$",
         description="Alias that points to the new version in the end; empty: none.",

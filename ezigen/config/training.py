@@ -1,8 +1,9 @@
 """How the adapters are trained: what changes the result, what does not, and where it is stored."""
 
-from typing import Literal, Self
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ezigen.config.base import Config
 from ezigen.config.ray import RayConfig
@@ -10,6 +11,16 @@ from ezigen.config.sampler import LoopConfig, SamplerConfig
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """Names of adapters and of their aliases."""
+
+
+def _check_alias(alias: str) -> str:
+    if re.fullmatch(r"v\d+", alias):
+        raise ValueError(f"{alias} is what versions are called; choose another word")
+    return alias
+
+
+Alias = Annotated[str, AfterValidator(_check_alias)]
+"""A word that points to a version of an adapter; empty: none."""
 
 
 class TrainingInputs(Config):
@@ -29,7 +40,7 @@ class TrainingInputs(Config):
         description="Folder or s3:// prefix of published adapters: <name>/<version>/.",
     )
     name: str = Field(default="adapter", pattern=NAME_PATTERN, description="Name under which versions are published.")
-    alias: str = Field(
+    alias: Alias = Field(
         default="latest",
         pattern=r"^([a-z][a-z0-9._-]{0,62})?$",
         description="Alias that points to the new version in the end; empty: none.",

@@ -196,6 +196,7 @@ def test_mistakes_name_the_groups_of_training():
         (["train", "docs", "OUT"], "no finished feature store"),
         (["train", "docs", "OUT", "--model", "nowhere/at/all"], "no such folder"),
         (["train", "docs", "OUT", "--name", "Two Words"], "inputs.name"),
+        (["train", "docs", "OUT", "--alias", "v3"], "inputs.alias: v3 is what versions are called"),
         (["plan", "train", "docs", "OUT"], "no feature store"),
         (["pipeline", "OUT"], "name at least one data set"),
         (["pipeline", "OUT", "--coco", "nowhere"], "nowhere"),
@@ -330,6 +331,8 @@ def test_the_chain_makes_measures_and_publishes_an_adapter(chain: Chain, cluster
 
     adapter = chain.registry.resolve("toys@latest")
     assert adapter.version == "v1"
+    assert adapter.card.metrics == summary.stages[-1][1].outcome.measurements[-1].numbers()
+    assert adapter.card.training["steps"] == NUM_STEPS
     assert {"adapter.safetensors", "card.json", "sheet.jpg", "figures.png"} <= {
         path.name for path in Path(adapter.uri).iterdir()
     }
@@ -356,7 +359,7 @@ def test_a_finished_chain_needs_no_ray_and_publishes_nothing_new(chain: Chain, r
     summary = state.result()
     assert [one.describe().partition(":")[0] for _, one in summary.stages] == ["nothing to do"] * 3
     assert state.message.endswith("published as toys@v1 (latest) before")
-    assert chain.registry.versions("toys") == ["v1"]
+    assert chain.registry.versions("toys") == ("v1",)
 
 
 def test_a_link_that_fails_ends_the_chain_and_says_which(chain: Chain, tmp_path, reporting_here):
@@ -378,7 +381,7 @@ def test_a_diverging_run_fails_with_its_step_and_publishes_nothing(chain: Chain,
     assert error.summary.failure
     assert not error.summary.published
     assert Path(error.summary.report_uri).is_file()
-    assert chain.registry.versions("toys") == ["v1"]
+    assert chain.registry.versions("toys") == ("v1",)
 
 
 def test_plan_train_says_what_is_done_and_writes_nothing(chain: Chain, command_line: CommandLine):
