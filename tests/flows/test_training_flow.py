@@ -12,6 +12,7 @@ from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 from pydantic import ValidationError
 
 from ezigen.config import (
@@ -32,7 +33,7 @@ from flows.job import UnfinishedRun
 from flows.parameters import describe_invalid
 from flows.pipeline_job import PipelineSummary, check_early
 from flows.pipeline_options import PipelineOptions
-from flows.run_pipeline import run_pipeline
+from flows.run_pipeline import run_links, run_pipeline
 from flows.train_adapter import train_adapter
 from flows.training_job import TrainingSummary, to_run_progress
 from flows.training_options import TrainingOptions
@@ -41,6 +42,7 @@ from tasks.adapters import Registry
 from tasks.training.outcome import TrainingOutcome, TrainingProgress
 from tests.flows.conftest import CommandLine
 from tests.flows.test_flow import Follower, logs_of
+from tests.flows.test_training_data import pairs_summary
 from tests.pairs_run.conftest import World, world
 from tests.sharding.conftest import ray_address
 
@@ -369,6 +371,22 @@ def test_a_link_that_fails_ends_the_chain_and_says_which(chain: Chain, tmp_path,
     assert state.message.startswith("pairs: ")
     assert isinstance(state.result(raise_on_failure=False), ConfigurationError)
     assert not (tmp_path / "features").exists()
+
+
+def test_a_link_that_ends_unfinished_ends_the_chain_with_what_it_did():
+    wanted = PipelineOptions(root="root", coco="coco").parameters()
+    failed = pairs_summary(failure="more than half of the candidates were refused")
+    links = (
+        ("pairs", lambda _: Completed(data=pairs_summary())),
+        ("features", lambda _: Failed(data=UnfinishedRun("too many", failed))),
+        ("adapter", lambda _: pytest.fail("it was begun")),
+    )
+    state = run_links(wanted, links)
+    assert state.is_failed()
+    assert state.message == "features: more than half of the candidates were refused"
+    error = state.result(raise_on_failure=False)
+    assert isinstance(error, UnfinishedRun)
+    assert [title for title, _ in error.summary.stages] == ["pairs", "features"]
 
 
 def test_a_diverging_run_fails_with_its_step_and_publishes_nothing(chain: Chain, cluster, reporting_here):
