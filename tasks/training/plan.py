@@ -127,6 +127,7 @@ def plan_training(
         num_held_out=len(data.held_out),
         initial_adapter=initial,
         pairs_uri=inputs.pairs_uri or data.pairs_uri,
+        notes=data.notes,
     )
 
 

@@ -126,15 +126,15 @@ class _Worker:
         import torch
 
         from ezigen.models import load_stack
-        from ezigen.training import Learner, choose_precision
+        from ezigen.training import Learner
         from tasks.training.data import TrainingSet
 
         if self.work.device == "cpu":
             torch.set_num_threads(self.work.num_threads)
         started_s = time.perf_counter()
         plan = self.plan
-        precision = choose_precision(plan.config, torch.device(self.work.device))
-        stack = load_stack(plan.model.model, device=self.work.device, dtype=precision)
+        # In full, because adapters begin as copies of its layers; the learner casts it to the run's precision.
+        stack = load_stack(plan.model.model, device=self.work.device, dtype="fp32")
         self._data: TrainingSet = TrainingSet.open(
             plan.inputs.features_uri, plan.config, self.work.locations, model_fingerprint=stack.fingerprint
         )
@@ -188,7 +188,13 @@ class _Worker:
             for _ in range(first, last):
                 self._take_step(batches)
                 if self._is_stopping:
-                    return
+                    break
+            logger.info(
+                "worker %d waited for data %.1f of %.1f s of training",
+                self.rank + 1,
+                batches.waited_s,
+                self._training_s,
+            )
 
     def _take_step(self, batches: Iterator[Any]) -> None:
         started_s = time.perf_counter()
