@@ -15,9 +15,9 @@ from PIL import Image
 
 from ezigen.config import ErrorCode, ItemError
 from ezigen.images import Picture, decode_picture, encode_png, thumbnail_strip
+from ezigen.models.faults import is_device_fault, is_out_of_memory
 from tasks.catalog.results import ResultRow, failed_row
 from tasks.catalog.rows import Item
-from tasks.cluster.faults import is_device_fault, is_out_of_memory
 from tasks.cluster.worker import BatchTooLarge, WorkerBroken
 from tasks.storage import Locations, RunOutput
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from ezigen.config import FeatureConfig, StackConfig
-from tasks.cluster.faults import is_device_fault, is_out_of_memory
+from ezigen.models.faults import is_device_fault, is_out_of_memory
 from tasks.features.identity import FeatureIdentity
 from tasks.features.ownership import ShardOwnership
 from tasks.features.pairs_set import PairsSet
