@@ -29,7 +29,12 @@ class LoopConfig(Config):
         default=0.99,
         ge=-1.0,
         le=1.0,
-        description="Mean cosine of DINOv2 patch tokens between two consecutive images above which the loops stop.",
+        description="Mean cosine between two consecutive images above which the loops stop; see measure.",
+    )
+    measure: Literal["image", "latent"] = Field(
+        default="image",
+        description="What the similarity compares. image: DINOv2 patch tokens of decoded images (the paper). latent: "
+        "the latents themselves, position by position, which needs no decoding; its thresholds are other ones.",
     )
 
     @model_validator(mode="after")
@@ -60,6 +65,12 @@ class SamplerConfig(Config):
     guidance_scale: float = Field(
         default=7.5, ge=1.0, le=50.0, description="Classifier-free guidance; 1 switches it off."
     )
+    guidance_min_timestep: int = Field(
+        default=0, ge=0, le=999, description="Guidance is left out at timesteps below this one; 0 never leaves it out."
+    )
+    guidance_max_timestep: int = Field(
+        default=999, ge=0, le=999, description="Guidance is left out at timesteps above this one."
+    )
     solver: Literal["ddim", "ddpm", "dpmpp_2m"] = Field(
         default="ddim",
         description="ddim: deterministic, first order. ddpm: stochastic. dpmpp_2m: second order, good with fewer "
@@ -72,6 +83,11 @@ class SamplerConfig(Config):
         max_length=500,
         description="Prompt under which the subject is encoded; {subject_class} is replaced by the item's class.",
     )
+    subject_tokens: Literal["all", "foreground"] = Field(
+        default="all",
+        description="foreground: adapters attend only to the tokens that the subject's mask touches; pictures without "
+        "a mask (alpha channel, or subject_mask_uri) keep all.",
+    )
     negative_prompt: str = Field(default="", max_length=2000, description="Used for items that give none of their own.")
 
     @model_validator(mode="after")
@@ -82,6 +98,24 @@ class SamplerConfig(Config):
                 "raise split_ratio or use mode text_only"
             )
         return self
+
+    @model_validator(mode="after")
+    def _guidance_somewhere(self) -> Self:
+        if self.guidance_min_timestep > self.guidance_max_timestep:
+            raise ValueError(
+                f"guidance_min_timestep ({self.guidance_min_timestep}) must not exceed guidance_max_timestep "
+                f"({self.guidance_max_timestep}); use guidance_scale 1 to switch guidance off"
+            )
+        return self
+
+    def is_guided(self, t: int) -> bool:
+        """Whether the step at timestep t evaluates both guidance branches."""
+        return self.guidance_scale != 1.0 and self.guidance_min_timestep <= t <= self.guidance_max_timestep
+
+    @property
+    def stops_by_image(self) -> bool:
+        """Whether loops stop by what an image encoder sees, so that one has to be there."""
+        return self.mode == "iterative" and self.loops.stop == "similarity" and self.loops.measure == "image"
 
     @property
     def num_transfer_steps(self) -> int:

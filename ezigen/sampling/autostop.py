@@ -12,6 +12,14 @@ def patch_similarity(patches: Tensor, others: Tensor) -> Tensor:
     return F.cosine_similarity(patches, others, dim=-1).mean(dim=-1)
 
 
+def latent_similarity(latents: Tensor, others: Tensor) -> Tensor:
+    """How alike two images' latents (B, c, h, w) are, in [-1, 1]: cosine over channels, mean over positions -> (B,).
+
+    Needs no decoding. Its values are lower than those of `patch_similarity` for the same two images.
+    """
+    return F.cosine_similarity(latents, others, dim=1).mean(dim=(1, 2))
+
+
 def stop_reason(loops: LoopConfig, num_loops: int, similarity: float | None) -> StopReason | None:
     """Why an image is final after num_loops loops, or None when another loop follows.
 

@@ -55,14 +55,13 @@ class Denoiser:
     def __init__(self, stack: Stack, adapters: AdapterSet | None, sampler: SamplerConfig, noise: NoiseSource) -> None:
         self._stack = stack
         self._adapters = adapters
+        self._sampler = sampler
         self._solver = sampler.solver
-        self._scale = sampler.guidance_scale
         self._noise = noise
 
-    @property
-    def num_branches(self) -> int:
-        """UNet evaluations per sample and step: 2 with guidance, 1 without."""
-        return 1 if self._scale == 1.0 else 2
+    def count_calls(self, steps: Sequence[Step]) -> int:
+        """UNet evaluations per sample along these steps: 2 for a step with guidance, 1 without."""
+        return sum(2 if self._sampler.is_guided(step.t) else 1 for step in steps)
 
     def run(
         self, latents: Tensor, conditions: Conditions, steps: Sequence[Step], subject: SubjectKV | None, loop: int = 0
@@ -71,12 +70,11 @@ class Denoiser:
 
         A multistep solver starts afresh here: what came before, another phase or loop, drew another image.
         """
-        text = conditions.positive
-        if self.num_branches == 2:
-            text = torch.cat([conditions.negative, conditions.positive])
+        both = torch.cat([conditions.negative, conditions.positive])
         last_x0, last_t = None, CLEAN
         for step in steps:
             t = torch.full((len(latents),), step.t, device=latents.device)
+            text = both if self._sampler.is_guided(step.t) else conditions.positive
             output = self._predict(latents, t, text, subject)
             x0 = self._stack.schedule.to_x0(output, latents, t)
             if self._solver == "dpmpp_2m":
@@ -90,17 +88,18 @@ class Denoiser:
     def _predict(self, latents: Tensor, t: Tensor, text: Tensor, subject: SubjectKV | None) -> Tensor:
         """The guided network output in fp32; the subject is the same in both guidance branches."""
         inputs = latents.to(self._stack.dtype)
-        if self.num_branches == 2:
+        guided = len(text) > len(latents)
+        if guided:
             inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
         if subject is None or self._adapters is None:
             output = self._call_unet(inputs, t, text)
         else:
             with self._adapters.active(subject):
                 output = self._call_unet(inputs, t, text)
-        if self.num_branches == 1:
+        if not guided:
             return output
         negative, positive = output.chunk(2)
-        return negative + self._scale * (positive - negative)
+        return negative + self._sampler.guidance_scale * (positive - negative)
 
     def _call_unet(self, inputs: Tensor, t: Tensor, text: Tensor) -> Tensor:
         output: Tensor = self._stack.unet(inputs, t, text, return_dict=False)[0]

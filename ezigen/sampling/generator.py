@@ -12,13 +12,13 @@ from torch import Tensor
 from ezigen.adapters.attach import AdapterSet, SubjectKV
 from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig
 from ezigen.diffusion import NoiseSource
-from ezigen.images import fit_square
 from ezigen.models.image_encoder import ImageEncoder
-from ezigen.models.pixels import to_image, to_pixels
+from ezigen.models.pixels import to_image
 from ezigen.models.stack import Stack, decode_latents, encode_prompts
-from ezigen.sampling.autostop import patch_similarity, stop_reason
+from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
 from ezigen.sampling.denoiser import Conditions, Denoised, Denoiser, Step, plan_steps
 from ezigen.sampling.request import OnStep, Request, Sample, StepReport, StopReason
+from ezigen.sampling.subjects import encode_subject
 from ezigen.subject import SubjectEncoder, SubjectFeatures
 
 MAX_TEXTS = 256
@@ -36,7 +36,7 @@ class _Work:
     subject: SubjectKV | None = None
     sketch: Image.Image | None = None
     image: Image.Image | None = None
-    patches: Tensor | None = None
+    reference: Tensor | None = None
     loops: list[Image.Image] = field(default_factory=list)
     similarities: list[float] = field(default_factory=list)
     stop_reason: StopReason = "mode"
@@ -65,12 +65,12 @@ class Generator:
         num_slots: int | None = None,
     ) -> None:
         """Raises ConfigurationError when the sampler needs adapters or an image encoder that is not there."""
-        loops_by_similarity = sampler.mode == "iterative" and sampler.loops.stop == "similarity"
         if adapters is None and sampler.mode != "text_only":
             raise ConfigurationError(f"mode {sampler.mode} needs an adapter; pass one, or use mode text_only")
-        if stop_encoder is None and loops_by_similarity:
+        if stop_encoder is None and sampler.stops_by_image:
             raise ConfigurationError(
-                "loops.stop similarity needs an image encoder (DINOv2); pass one, or use fixed loops"
+                "loops.stop similarity needs an image encoder (DINOv2); pass one, or use fixed loops or loops.measure "
+                "latent"
             )
         self.stack = stack
         self.sampler = sampler
@@ -150,11 +150,8 @@ class Generator:
             raise ItemError(ErrorCode.ROW_INVALID, message)
         assert self._adapters is not None
         features = [
-            self._subject_encoder.encode(
-                to_pixels(fit_square(picture, self.stack.image_size_px).rgb)[None],
-                [request.subject_class],
-                t_sub=self.sampler.t_sub,
-                template=self.sampler.subject_prompt,
+            encode_subject(
+                self._subject_encoder, picture, request.subject_class, self.stack.image_size_px, self.sampler
             )
             for picture in request.subjects
         ]
@@ -211,12 +208,19 @@ class Generator:
         return reason is not None
 
     def _compare_with_last(self, work: _Work, pixels: Tensor) -> None:
-        if self._stop_encoder is None or self.sampler.mode != "iterative":
+        if self.sampler.mode != "iterative":
             return
-        patches = self._stop_encoder.patch_tokens(pixels)
-        if work.patches is not None:
-            work.similarities.append(patch_similarity(patches, work.patches).item())
-        work.patches = patches
+        last = work.reference
+        if self.sampler.loops.measure == "latent":
+            work.reference = work.latents
+            similarity = None if last is None else latent_similarity(work.latents, last)
+        elif self._stop_encoder is not None:
+            work.reference = self._stop_encoder.patch_tokens(pixels)
+            similarity = None if last is None else patch_similarity(work.reference, last)
+        else:
+            return
+        if similarity is not None:
+            work.similarities.append(similarity.item())
 
     def _denoise(
         self, batch: Sequence[_Work], steps: Sequence[Step], loop: int, on_step: OnStep | None, *, with_subject: bool
@@ -243,7 +247,7 @@ class Generator:
 
     def _count_calls(self, batch: Sequence[_Work], steps: Sequence[Step]) -> None:
         for work in batch:
-            work.num_unet_calls += len(steps) * self._denoiser.num_branches
+            work.num_unet_calls += self._denoiser.count_calls(steps)
 
     def _decode(self, work: _Work, latents: Tensor) -> tuple[Tensor, Image.Image]:
         """Pixels (1, 3, H, W), clipped, and the 8-bit picture of one latent (1, c, h, w)."""
@@ -281,8 +285,8 @@ def _finish(work: _Work) -> Sample:
     return Sample(
         key=work.request.key,
         image=work.image,
-        sketch=work.sketch,
-        loops=tuple(work.loops),
+        sketch=work.sketch if work.request.preview else None,
+        loops=tuple(work.loops) if work.request.preview else (),
         num_loops=work.num_loops,
         stop_reason=work.stop_reason,
         similarities=tuple(work.similarities),

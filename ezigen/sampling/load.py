@@ -18,11 +18,16 @@ def load_generator(model: ModelConfig, sampler: SamplerConfig, *, num_slots: int
 
     Raises ConfigurationError, with a remedy, for a missing or unsuitable model, adapter or image encoder.
     """
+    stack, adapters, stop_encoder = load_networks(model, sampler)
+    return Generator(stack, adapters, stop_encoder, sampler, num_slots=num_slots)
+
+
+def load_networks(model: ModelConfig, sampler: SamplerConfig) -> tuple[Stack, AdapterSet | None, ImageEncoder | None]:
+    """The stack, and the attached adapters and the image encoder if this sampler needs them. Raises as above."""
     stack = load_stack(model.model, device=model.device, dtype=model.dtype)
     adapters = _load_adapters(model, stack) if sampler.mode != "text_only" else None
-    by_similarity = sampler.mode == "iterative" and sampler.loops.stop == "similarity"
-    stop_encoder = _load_stop_encoder(model, stack) if by_similarity else None
-    return Generator(stack, adapters, stop_encoder, sampler, num_slots=num_slots)
+    stop_encoder = _load_stop_encoder(model, stack) if sampler.stops_by_image else None
+    return stack, adapters, stop_encoder
 
 
 def _load_adapters(model: ModelConfig, stack: Stack) -> AdapterSet:

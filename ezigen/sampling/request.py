@@ -25,6 +25,8 @@ class Request:
     subject_class: str = "object"
     negative_prompt: str = ""
     seed: int = 0
+    preview: bool = True
+    """Whether the sample keeps the pictures on the way: the sketch, and the image of every loop."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class Sample:
 
     sketch: the image foreseen at the split, before the subject enters; None in modes without a split.
     loops: the image after the first appearance transfer, then after each loop, up to `image`; none in text_only.
+    Without a preview, there is neither a sketch nor a loop.
     num_loops: loops after the first transfer. similarities: one per loop, each image with the one before (if measured).
     num_unet_calls: UNet evaluations behind this image, each guidance branch and each encoded subject picture counting
     one; shared work (a sketch, a subject) counts as if it had been done for this image alone.

@@ -6,9 +6,9 @@ from math import isqrt
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ezigen.config import ConfigurationError
+from ezigen.subject.foreground import pool_cells
 from tasks.features.model_shape import BlockLayout
 
 
@@ -23,24 +23,12 @@ def finest_side(blocks: Sequence[BlockLayout]) -> int:
     return isqrt(max(block.num_tokens for block in blocks))
 
 
-def touched_cells(mask: Tensor | None, side: int) -> Tensor:
-    """Cells (side, side) bool of which at least one pixel of the mask (H, W), non-zero = subject, is set.
-
-    Without a mask, or with an empty one, all cells: such a subject has no background that is known.
-    """
-    if mask is None or not mask.any():
-        return torch.ones(side, side, dtype=torch.bool)
-    if mask.ndim != 2:
-        raise ValueError(f"a mask is (H, W), this one is {tuple(mask.shape)}")
-    return _pool((mask != 0).cpu(), side)
-
-
 def kept_tokens(cells: Tensor, blocks: Sequence[BlockLayout]) -> dict[str, Tensor]:
     """By block, which of its tokens (num_tokens,) bool are kept, from the finest grid's cells (side, side).
 
     Coarser grids follow from the finest one, so a writer and a reader that share it agree.
     """
-    by_side = {side: _pool(cells, side).flatten() for side in {isqrt(block.num_tokens) for block in blocks}}
+    by_side = {side: pool_cells(cells, side).flatten() for side in {isqrt(block.num_tokens) for block in blocks}}
     return {block.name: by_side[isqrt(block.num_tokens)] for block in blocks}
 
 
@@ -53,12 +41,3 @@ def unpack_cells(data: bytes | memoryview, side: int) -> Tensor:
     """The reverse: cells (side, side) bool."""
     bits = np.unpackbits(np.frombuffer(data, np.uint8), count=side * side)
     return torch.from_numpy(bits.astype(np.bool_)).reshape(side, side)
-
-
-def _pool(cells: Tensor, side: int) -> Tensor:
-    """Cells of a coarser grid that overlap any set cell of a finer one; also where the grids do not nest."""
-    if cells.shape == (side, side):
-        return cells.bool()
-    if min(cells.shape) < side:
-        cells = cells.repeat_interleave(-(-side // cells.shape[0]), 0).repeat_interleave(-(-side // cells.shape[1]), 1)
-    return functional.adaptive_max_pool2d(cells[None, None].float(), side)[0, 0] > 0

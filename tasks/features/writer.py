@@ -12,7 +12,8 @@ import xxhash
 from torch import Tensor
 
 from ezigen.subject import SubjectFeatures
-from tasks.features.foreground import finest_side, kept_tokens, pack_cells, touched_cells
+from ezigen.subject.foreground import touched_cells
+from tasks.features.foreground import finest_side, kept_tokens, pack_cells
 from tasks.features.identity import FeatureIdentity
 from tasks.features.index import INDEX_SCHEMA, is_id
 from tasks.features.packing import PackedFeatures

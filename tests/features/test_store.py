@@ -15,6 +15,7 @@ import torch
 
 from ezigen.config import ConfigurationError
 from ezigen.subject import SubjectFeatures
+from ezigen.subject.foreground import touched_cells
 from tasks.features import (
     FeatureShardWriter,
     FeatureStore,
@@ -25,7 +26,7 @@ from tasks.features import (
     write_store,
 )
 from tasks.features.block_pool import BlockPool
-from tasks.features.foreground import kept_tokens, pack_cells, touched_cells, unpack_cells
+from tasks.features.foreground import kept_tokens, pack_cells, unpack_cells
 from tasks.storage import OutputFolder
 from tests.features.stores import (
     BLOCKS,
