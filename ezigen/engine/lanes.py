@@ -1,0 +1,139 @@
+"""The slots of denoising lanes, as tensors that stay where they are."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ezigen.adapters.attach import AdapterSet, SubjectKV
+from ezigen.config import SamplerConfig
+from ezigen.diffusion import CLEAN, NoiseSource, ddim_step, ddpm_step, dpmpp_2m_step
+from ezigen.engine.planner import Lane
+from ezigen.engine.work import Guide, Passage
+from ezigen.models.stack import Stack
+
+
+class StepLane:
+    """Denoising steps of up to num_slots samples at a time, each at its own timestep, loop and pass.
+
+    Texts and subjects are copied into their slot when a sample enters; from then on a step copies latents alone. The
+    UNet always sees every slot: what an empty one computes is thrown away, and a sample's bits depend on nobody else.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        adapters: AdapterSet | None,
+        sampler: SamplerConfig,
+        noise: NoiseSource,
+        *,
+        lane: Lane,
+        num_slots: int,
+    ) -> None:
+        self._stack = stack
+        self._adapters = adapters
+        self._sampler = sampler
+        self._noise = noise
+        self._guided = lane.guided
+        self.num_slots = num_slots
+        self._idle = torch.zeros((1, *stack.latent_shape), device=stack.device)
+        self._text: Tensor | None = None
+        self._subject: SubjectKV | None = None
+
+    def enter(self, slot: int, guide: Guide) -> None:
+        """The sample in this slot is from now on guided by this."""
+        if self._text is None:
+            self._text = guide.positive.new_zeros((self.num_slots * (1 + self._guided), *guide.positive.shape[1:]))
+        if self._guided:
+            self._text[slot] = guide.negative[0]
+        self._text[slot + self.num_slots * self._guided] = guide.positive[0]
+        if guide.subject is not None:
+            self._subject = self._subject or _empty_slots(guide.subject, self.num_slots)
+            _copy(guide.subject, self._subject, slot)
+
+    @torch.no_grad()
+    def step(self, passages: Sequence[Passage | None]) -> None:
+        """One step of every passage, by slot. They change only when the whole step has succeeded."""
+        latents = torch.cat([self._idle if passage is None else passage.latents for passage in passages])
+        t = self._timesteps([1 if passage is None else passage.step.t for passage in passages])
+        next_t = self._timesteps([CLEAN if passage is None else passage.step.next_t for passage in passages])
+        output = self._predict(latents, t)
+        x0 = self._stack.schedule.to_x0(output, latents, t)
+        latents = self._solve(passages, output, x0, latents, t, next_t)
+        for slot, passage in enumerate(passages):
+            if passage is not None:
+                passage.last_t = passage.step.t
+                passage.latents, passage.x0 = latents[slot : slot + 1], x0[slot : slot + 1]
+                passage.num_done += 1
+
+    def _timesteps(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=self._stack.device)
+
+    def _predict(self, latents: Tensor, t: Tensor) -> Tensor:
+        """The guided output of the UNet (S, c, h, w) in fp32."""
+        inputs = latents.to(self._stack.dtype)
+        if self._guided:
+            inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
+        if self._subject is None or self._adapters is None:
+            output = self._call_unet(inputs, t)
+        else:
+            with self._adapters.active(self._subject):
+                output = self._call_unet(inputs, t)
+        if not self._guided:
+            return output
+        negative, positive = output.chunk(2)
+        return negative + self._sampler.guidance_scale * (positive - negative)
+
+    def _call_unet(self, inputs: Tensor, t: Tensor) -> Tensor:
+        output: Tensor = self._stack.unet(inputs, t, self._text, return_dict=False)[0]
+        return output.float()
+
+    def _solve(
+        self,
+        passages: Sequence[Passage | None],
+        output: Tensor,
+        x0: Tensor,
+        latents: Tensor,
+        t: Tensor,
+        next_t: Tensor,
+    ) -> Tensor:
+        schedule = self._stack.schedule
+        if self._sampler.solver == "ddim":
+            return ddim_step(schedule, output, latents, t, next_t)
+        if self._sampler.solver == "ddpm":
+            return ddpm_step(schedule, output, latents, t, next_t, self._step_noise(passages))
+        last_x0 = torch.cat([_last_x0(passage, self._idle) for passage in passages])
+        last_t = self._timesteps([CLEAN if passage is None else passage.last_t for passage in passages])
+        return dpmpp_2m_step(schedule, x0, latents, t, next_t, last_x0, last_t)
+
+    def _step_noise(self, passages: Sequence[Passage | None]) -> Tensor:
+        noises = [
+            self._idle.cpu()[0]
+            if passage is None
+            else self._noise.noise(passage.seed, "step", passage.loop, passage.step.number, self._stack.latent_shape)
+            for passage in passages
+        ]
+        return torch.stack(noises).to(self._stack.device)
+
+
+def _last_x0(passage: Passage | None, idle: Tensor) -> Tensor:
+    return idle if passage is None or passage.x0 is None else passage.x0
+
+
+def _empty_slots(like: SubjectKV, num_slots: int) -> SubjectKV:
+    """Slots for subjects with as many tokens; nothing in them."""
+    pairs = {
+        name: (key.new_zeros((num_slots, *key.shape[1:])), value.new_zeros((num_slots, *value.shape[1:])))
+        for name, (key, value) in like.pairs.items()
+    }
+    if like.mask is None:
+        return SubjectKV(pairs)
+    return SubjectKV(pairs, {name: mask.new_zeros((num_slots, *mask.shape[1:])) for name, mask in like.mask.items()})
+
+
+def _copy(subject: SubjectKV, slots: SubjectKV, slot: int) -> None:
+    for name, (key, value) in subject.pairs.items():
+        slots.pairs[name][0][slot] = key[0]
+        slots.pairs[name][1][slot] = value[0]
+        if slots.mask is not None and subject.mask is not None:
+            slots.mask[name][slot] = subject.mask[name][0]

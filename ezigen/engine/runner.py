@@ -1,0 +1,134 @@
+"""Carries out what the planner decides, on the networks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ezigen.adapters.attach import AdapterSet, SubjectKV
+from ezigen.config import SamplerConfig
+from ezigen.diffusion import NoiseSource
+from ezigen.engine.lanes import StepLane
+from ezigen.engine.planner import Lane
+from ezigen.engine.work import Guide, Passage, SubjectJob
+from ezigen.models.image_encoder import ImageEncoder
+from ezigen.models.pixels import to_image
+from ezigen.models.stack import Stack, decode_latents, encode_prompts
+from ezigen.sampling.subjects import encode_subject
+from ezigen.subject import SubjectEncoder, SubjectFeatures
+from ezigen.subject.foreground import drop_masked
+
+MAX_LANES = 8
+"""Denoising lanes whose slots stay allocated."""
+
+_TOKEN_BUCKETS = 4
+"""Foreground tokens are padded to a multiple of one n-th of a picture's tokens, so that there are few shapes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """Everything that the engine computes with. adapters and stop_encoder where the sampler needs them."""
+
+    stack: Stack
+    adapters: AdapterSet | None = None
+    stop_encoder: ImageEncoder | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """One decoded image: pixels as an 8-bit picture, None where they are not finite, and its patch tokens (1, N, D)."""
+
+    image: Image.Image | None
+    patches: Tensor | None = None
+
+
+class Runner:
+    """One network call at a time. Raises what torch raises; nothing of a failed call is kept."""
+
+    def __init__(self, networks: Networks, sampler: SamplerConfig, noise: NoiseSource) -> None:
+        self._networks = networks
+        self._stack = networks.stack
+        self._sampler = sampler
+        self._noise = noise
+        self._subject_encoder = SubjectEncoder(networks.stack, noise)
+        self._lanes: dict[Lane, StepLane] = {}
+
+    def encode_text(self, prompt: str) -> Tensor:
+        """Text embeddings (1, L, D)."""
+        return encode_prompts(self._stack, [prompt])
+
+    @torch.no_grad()
+    def encode_subject(self, job: SubjectJob) -> SubjectKV:
+        """Keys and values of all its pictures, joined along the tokens and padded to one of few lengths."""
+        assert self._networks.adapters is not None
+        size_px = self._stack.image_size_px
+        features = [
+            encode_subject(self._subject_encoder, picture, job.subject_class, size_px, self._sampler)
+            for picture in job.pictures
+        ]
+        joined = SubjectFeatures.concatenate(features)
+        if joined.mask is not None:
+            units = {name: -(-tokens.shape[1] // _TOKEN_BUCKETS) for name, tokens in features[0].tokens.items()}
+            joined = drop_masked(joined, units)
+        return self._networks.adapters.subject_kv(joined)
+
+    # ---- denoising
+
+    def enter(self, lane: Lane, num_slots: int, slot: int, guide: Guide) -> None:
+        """From now on this slot of the lane is guided by this."""
+        self._lane(lane, num_slots).enter(slot, guide)
+
+    def denoise(self, lane: Lane, passages: Sequence[Passage | None]) -> None:
+        """One step of every passage, by slot."""
+        self._lane(lane, len(passages)).step(passages)
+
+    def _lane(self, lane: Lane, num_slots: int) -> StepLane:
+        slots = self._lanes.pop(lane, None)
+        if slots is None or slots.num_slots != num_slots:
+            slots = StepLane(
+                self._stack, self._networks.adapters, self._sampler, self._noise, lane=lane, num_slots=num_slots
+            )
+        self._lanes[lane] = slots  # the one that was used last stands last
+        return slots
+
+    def forget_lanes(self, in_use: Sequence[Lane]) -> None:
+        """Gives back the memory of slots that nobody is in, beyond a few."""
+        for lane in [lane for lane in self._lanes if lane not in in_use][: max(0, len(self._lanes) - MAX_LANES)]:
+            del self._lanes[lane]
+
+    def release(self) -> None:
+        """Gives all slots back. Every job has to enter again."""
+        self._lanes.clear()
+
+    # ---- decoding
+
+    @torch.no_grad()
+    def decode(self, latents: Sequence[Tensor | None], *, with_patches: bool) -> list[Decoded | None]:
+        """Pictures of latents (1, c, h, w), by slot; all slots are computed."""
+        empty = torch.zeros((1, *self._stack.latent_shape), device=self._stack.device)
+        batch = torch.cat([empty if latent is None else latent for latent in latents])
+        pixels = decode_latents(self._stack, batch).clamp(-1, 1)
+        patches = None
+        if with_patches and self._networks.stop_encoder is not None:
+            patches = self._networks.stop_encoder.patch_tokens(pixels.nan_to_num())
+        finite = torch.isfinite(pixels).flatten(1).all(dim=1).tolist()
+        return [
+            None
+            if latent is None
+            else Decoded(
+                to_image(pixels[slot]) if finite[slot] else None, None if patches is None else patches[slot : slot + 1]
+            )
+            for slot, latent in enumerate(latents)
+        ]
+
+
+def shape_of(kv: SubjectKV) -> tuple[object, ...]:
+    """What subjects need to have in common to share a call: tokens by block, and whether some of them are masked."""
+    return (*(key.shape[2] for key, _ in kv.pairs.values()), kv.mask is not None)
+
+
+def num_bytes(kv: SubjectKV) -> int:
+    """Memory that a subject's keys and values take."""
+    return sum(tensor.nbytes for pair in kv.pairs.values() for tensor in pair)

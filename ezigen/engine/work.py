@@ -1,0 +1,108 @@
+"""What the engine's jobs carry from call to call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from PIL import Image
+from torch import Tensor
+
+from ezigen.adapters.attach import SubjectKV
+from ezigen.diffusion import CLEAN
+from ezigen.images import Picture
+from ezigen.sampling.denoiser import Step
+from ezigen.sampling.request import Request, StopReason
+
+SketchKey: TypeAlias = tuple[str, str, int]
+"""Prompt, negative prompt and seed: all that a sketch depends on under one sampler."""
+
+ItemKey: TypeAlias = tuple[str, SketchKey]
+"""Subject and sketch: all that an image depends on under one sampler."""
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """What one sample is guided by, batch 1: text embeddings (1, L, D), and the subject if there is one."""
+
+    positive: Tensor
+    negative: Tensor
+    subject: SubjectKV | None = None
+
+
+@dataclass(eq=False)
+class Passage:
+    """Latents (1, c, h, w), fp32, on their way along the steps of one pass."""
+
+    latents: Tensor
+    guide: Guide
+    seed: int
+    steps: Sequence[Step]
+    loop: int = 0
+    num_done: int = 0
+    x0: Tensor | None = None
+    """The clean latents that the last step foresaw."""
+    last_t: int = CLEAN
+    """The timestep of the last step of this pass."""
+
+    @property
+    def step(self) -> Step:
+        """The next one."""
+        return self.steps[self.num_done]
+
+
+@dataclass(eq=False)
+class SubjectJob:
+    """A subject's pictures on their way to keys and values, and the items that wait for them."""
+
+    key: str
+    pictures: tuple[Picture, ...]
+    subject_class: str
+    waiting: "list[ItemJob]" = field(default_factory=list)
+    kv: SubjectKV | None = None
+    seconds: float = 0.0
+
+
+@dataclass(eq=False)
+class SketchJob:
+    """A sketch, and the items that wait for it."""
+
+    key: SketchKey
+    passage: Passage
+    waiting: "list[ItemJob]" = field(default_factory=list)
+    image: Image.Image | None = None
+    """The picture foreseen at the end; None where nobody wanted to see it."""
+    seconds: float = 0.0
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its last step was made."""
+        return self.passage.num_done == len(self.passage.steps)
+
+
+@dataclass(eq=False)
+class ItemJob:
+    """One image to be made, for one request or for several that are equal but for their keys."""
+
+    requests: list[Request]
+    key: ItemKey
+    subject: SubjectJob | None = None
+    sketch: SketchJob | None = None
+    passage: Passage | None = None
+    num_loops: int = 0
+    reference: Tensor | None = None
+    """What the last image is compared by: patch tokens (1, N, D) or latents."""
+    image: Image.Image | None = None
+    images: list[Image.Image] = field(default_factory=list)
+    similarities: list[float] = field(default_factory=list)
+    stop_reason: StopReason = "mode"
+    seconds: float = 0.0
+
+    @property
+    def request(self) -> Request:
+        """The first of the equal ones."""
+        return self.requests[0]
+
+    @property
+    def wants_preview(self) -> bool:
+        """Whether one of them keeps the pictures on the way."""
+        return any(request.preview for request in self.requests)
