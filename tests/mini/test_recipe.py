@@ -3,12 +3,20 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ezigen.mini import weights_folder
+from ezigen.mini.recipe.__main__ import build_config, build_parser
+from ezigen.mini.recipe.adapters import draw_times
+from ezigen.mini.recipe.config import JointConfig
+from ezigen.mini.recipe.joint import draw_batch
+from ezigen.mini.recipe.latents import LatentStore
 from ezigen.mini.recipe.optimizer import Muon, orthogonalize
-from ezigen.mini.recipe.package import halve_weights
+from ezigen.mini.recipe.package import halve_weights, unpack_weights
 from ezigen.mini.recipe.presets import PRESETS
 from ezigen.mini.recipe.state import Trainer, write_atomically
 
@@ -100,7 +108,6 @@ def test_muon_lowers_a_loss() -> None:
 
 def test_halved_weights_keep_names_and_metadata(tmp_path: Path) -> None:
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     save_file({"a": torch.ones(3), "n": torch.arange(3)}, tmp_path / "in.safetensors", {"format": "pt"})
     halve_weights(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
@@ -115,3 +122,59 @@ def test_presets_are_valid(name: str, tmp_path: Path) -> None:
     config = PRESETS[name](tmp_path, tmp_path / "pictures")
     assert config.world.side_px % 16 == 0
     assert config.unet.minutes > config.vae.minutes
+
+
+def test_the_presets_take_as_long_as_the_documentation_says(tmp_path: Path) -> None:
+    minutes = {name: preset(tmp_path, tmp_path).minutes for name, preset in PRESETS.items()}
+    assert 50 <= minutes["gpu"] < 60  # "under an hour"
+    encoders = 2 * 10 + 5  # in a second process
+    assert minutes["cpu"] - encoders == pytest.approx(150, abs=5)  # "about two and a half hours"
+
+
+def test_the_command_line_sets_the_time_of_the_joint_phase(tmp_path: Path) -> None:
+    args = build_parser().parse_args(["joint", "--from-weights", "--work", str(tmp_path), "--minutes", "7"])
+    assert args.from_weights
+    config = build_config(args)
+    assert config.joint.minutes == 7
+    assert config.unet == PRESETS["cpu"](tmp_path, tmp_path).unet
+
+
+def test_unpacked_weights_lie_where_the_phases_look_and_keep_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    unpack_weights(weights_folder(), tmp_path)
+    assert not list((tmp_path / "adapter").iterdir())
+    for part in ("text_to_image/unet/config.json", "text_to_image/scheduler", "tokenizer/vocab.json", "vae", "judge"):
+        assert (tmp_path / part).exists()
+    packed = weights_folder() / "unet" / "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "text_to_image" / "unet" / packed.name).read_bytes() == packed.read_bytes()
+
+
+def make_store(folder: Path, count: int = 200) -> LatentStore:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "latents": torch.zeros(count, 1, 1, 1, dtype=torch.float16),
+        "variants": torch.randint(0, 5, (count,), generator=generator).to(torch.int16),
+        "scenes": torch.zeros(count, dtype=torch.int8),
+        "mirrored": torch.rand(count, generator=generator) < 0.5,
+        "masks": torch.zeros(count, 1, 1, dtype=torch.uint8),
+    }
+    save_file(tensors, folder / "latents-0000.safetensors")
+    return LatentStore(folder)
+
+
+def test_two_targets_of_a_subject_show_the_same_variant_from_the_same_side(tmp_path: Path) -> None:
+    store, settings = make_store(tmp_path), JointConfig(num_subjects=50, num_idle=7)
+    picked = draw_batch(store, np.random.default_rng(0), settings)
+    assert len(picked) == settings.batch == 107
+    first, second = picked[:50], picked[50:100]
+    assert torch.equal(store.variants[first], store.variants[second])
+    assert torch.equal(store.mirrored[first], store.mirrored[second])
+    assert (first != second).float().mean() > 0.8
+
+
+def test_timesteps_favour_the_range_asked_for() -> None:
+    times = draw_times(np.random.default_rng(0), 200, 0.75, (300, 1000))
+    assert len(times) == 200
+    assert 0 <= times.min() < 30
+    assert times.max() < 1000
+    assert int((times >= 300).sum()) == pytest.approx(150 + 35, abs=2)

@@ -2,7 +2,8 @@
 
 Phases in order: fetch, vae, latents, unet, adapters, joint, decoder, clip, dinov2, judge, package. Each goes on where
 it was stopped and adds nothing when its time is used; clip, dinov2 and judge need the pictures alone, so they can run
-beside the others in a second process.
+beside the others in a second process. With `--from-weights` a phase begins with the packaged weights: `latents` and
+`joint` then train the shipped denoiser and adapters further.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ezigen.mini.recipe.fetch import PACKAGE, fetch_pictures
 from ezigen.mini.recipe.joint import train_jointly
 from ezigen.mini.recipe.judge import train_judge
 from ezigen.mini.recipe.latents import write_latents
-from ezigen.mini.recipe.package import package_weights
+from ezigen.mini.recipe.package import package_weights, unpack_weights
 from ezigen.mini.recipe.presets import PRESETS
 from ezigen.mini.recipe.unet import train_unet
 from ezigen.mini.recipe.vae import polish_decoder, train_vae
@@ -47,16 +48,30 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
     parser.add_argument("--work", type=Path, default=Path("build/mini"), help="checkpoints, latents, sample sheets")
     parser.add_argument("--source", default=PACKAGE, help="address or local file of the npm package")
+    parser.add_argument("--minutes", type=float, help="training time of the joint phase, instead of the preset's")
+    parser.add_argument(
+        "--from-weights", action="store_true", help="begin with the packaged weights where the work folder lacks a part"
+    )
     parser.add_argument("--target", type=Path, default=weights_folder(), help="where `package` puts the weights")
     return parser
+
+
+def build_config(args: argparse.Namespace) -> RecipeConfig:
+    """The preset, with what the command line says instead."""
+    config = PRESETS[args.preset](args.work, args.work / "pictures")
+    if args.minutes:
+        config = config.model_copy(update={"joint": config.joint.model_copy(update={"minutes": args.minutes})})
+    return config
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one phase, or all of them."""
     args = build_parser().parse_args(arguments)
-    config = PRESETS[args.preset](args.work, args.work / "pictures")
+    config = build_config(args)
     torch.set_num_threads(config.threads)
     fetch_pictures(config.world.pictures, args.source)
+    if args.from_weights:
+        unpack_weights(weights_folder(), config.work)
     for name, train in PHASES.items():
         if args.phase in (name, "all"):
             train(config)

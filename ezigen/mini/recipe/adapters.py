@@ -106,10 +106,11 @@ def draw_captions(rng: np.random.Generator, variants: list[Variant], scenes: lis
     return captions
 
 
-def draw_times(rng: np.random.Generator, batch: int, low_share: float) -> Tensor:
-    """Timesteps, a share of them below 600 and the rest anywhere, both spread evenly."""
-    low = round(batch * low_share)
-    parts = [(np.arange(n) + rng.random()) * (limit / max(n, 1)) for n, limit in ((low, 600), (batch - low, 1000))]
+def draw_times(rng: np.random.Generator, batch: int, share: float, favoured: tuple[int, int] = (0, 600)) -> Tensor:
+    """Timesteps (batch,), a share of them in the favoured range and the rest anywhere, both spread evenly."""
+    num_favoured = round(batch * share)
+    ranges = ((num_favoured, *favoured), (batch - num_favoured, 0, 1000))
+    parts = [low + (np.arange(n) + rng.random()) * ((high - low) / max(n, 1)) for n, low, high in ranges]
     return torch.from_numpy(np.concatenate(parts)).long()
 
 
@@ -213,22 +214,23 @@ def write_subject_sheet(
     write_sheet(np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]), len(columns), path)
 
 
-def write_adapter(adapters: AdapterSet, trainer: Trainer, config: RecipeConfig, base: str) -> None:
-    """Save the averaged adapters with their card as `work/adapter`."""
+def write_adapter(adapters: AdapterSet, trainer: Trainer, batch: int, config: RecipeConfig) -> None:
+    """Save the averaged adapters with their card as `work/adapter`; the base's fingerprint is filled in when it is
+    packaged.
+    """
     facts: dict[str, str | int | float | bool] = {
         "data": "miniature world",
         "phase": trainer.name,
         "steps": trainer.step,
-        "samples": trainer.step * config.adapter.batch,
+        "samples": trainer.step * batch,
         "optimizer": "muon",
-        "lr": config.adapter.lr,
-        "batch": config.adapter.batch,
-        "subject_dropout": config.adapter.subject_dropout,
+        "lr": trainer.lr,
+        "batch": batch,
         "date": datetime.now(UTC).date().isoformat(),
     }
     current = {n: p.clone() for n, p in adapters.state_dict().items()}
     adapters.load_state_dict(trainer.averaged_modules()["adapters"])
-    card = AdapterCard(base_model="mini", base_fingerprint=base, training=facts)
+    card = AdapterCard(base_model="mini", base_fingerprint="", training=facts)
     save_adapter(adapters, config.work / "adapter", card)
     adapters.load_state_dict(current)
 
@@ -256,7 +258,7 @@ def train_adapters(config: RecipeConfig, snapshot_minutes: float = 6) -> None:
     passed = [trainer.seconds]
 
     def check() -> None:
-        write_adapter(adapters, trainer, config, "")
+        write_adapter(adapters, trainer, settings.batch, config)
         if trainer.seconds - passed[0] > 60 * snapshot_minutes or trainer.share() >= 1:
             passed[0] = trainer.seconds
             write_subject_sheet(

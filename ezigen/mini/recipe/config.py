@@ -9,6 +9,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+JUDGE_MINUTES = 5.0
+"""The judge needs no more."""
+
 
 class Closed(BaseModel):
     """A frozen group of settings; unknown names are errors."""
@@ -70,8 +73,27 @@ class AdapterConfig(Closed):
     product_weight: float = Field(2.0, ge=0, description="Extra weight of the product's region in the loss")
     low_share: float = Field(0.5, ge=0, le=1, description="Share of samples at timesteps below 600, where loops run")
     minutes: float = Field(30, gt=0, description="Training time; the learning rate decays to its end")
-    joint_idle: float = Field(0.3, ge=0, le=1, description="Share of samples with idle adapters in joint training")
-    joint_minutes: float = Field(20, gt=0, description="Training time of denoiser and adapters together")
+
+
+class JointConfig(Closed):
+    """Denoiser and adapters, trained together on pairs; two targets share one subject."""
+
+    num_subjects: int = Field(8, ge=1, description="Subjects per step, each with two targets")
+    num_idle: int = Field(4, ge=0, description="Samples per step with idle adapters: they keep text-to-image as it is")
+    lr: float = Field(5e-4, gt=0, description="Peak learning rate")
+    same_side: float = Field(0.9, ge=0, le=1, description="Share of pairs whose subject faces the target's way")
+    product_weight: float = Field(4.0, ge=0, description="Extra weight of the product's region in the loss")
+    noisy_share: float = Field(
+        0.8, ge=0, le=1, description="Share of samples at timesteps above 300: shapes form there"
+    )
+    warmup_steps: int = Field(20, ge=1, description="Steps over which the learning rate rises")
+    ema_decay: float = Field(0.98, ge=0, lt=1, description="Decay of the averaged weights that are shipped")
+    minutes: float = Field(20, gt=0, description="Training time; the learning rate decays to its end")
+
+    @property
+    def batch(self) -> int:
+        """Samples per step."""
+        return 2 * self.num_subjects + self.num_idle
 
 
 class EncodersConfig(Closed):
@@ -94,4 +116,11 @@ class RecipeConfig(Closed):
     vae: VaeConfig = VaeConfig()
     unet: UnetConfig = UnetConfig()
     adapter: AdapterConfig = AdapterConfig()
+    joint: JointConfig = JointConfig()
     encoders: EncodersConfig = EncodersConfig()
+
+    @property
+    def minutes(self) -> float:
+        """Training time of all phases, one after the other; fetching and encoding come on top."""
+        alone = self.vae.minutes + self.vae.polish_minutes + self.unet.minutes + self.adapter.minutes
+        return alone + self.joint.minutes + 2 * self.encoders.minutes + min(JUDGE_MINUTES, self.encoders.minutes)

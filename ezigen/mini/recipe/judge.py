@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from ezigen.mini.recipe.config import RecipeConfig
+from ezigen.mini.recipe.config import JUDGE_MINUTES, RecipeConfig
 from ezigen.mini.recipe.state import Trainer
 from ezigen.mini.recipe.vae import to_tensor
 from ezigen.mini.world.compose import Composer
@@ -81,7 +81,7 @@ def train_judge(config: RecipeConfig) -> None:
     torch.manual_seed(config.seed)
     composer = Composer(held_out_variants(), config.world.side_px, config.world.num_backgrounds, config.seed + 1)
     judge = Judge(len(composer.variants))
-    trainer = Trainer("judge", {"judge": judge}, 2e-3, min(5.0, config.encoders.minutes), config.work)
+    trainer = Trainer("judge", {"judge": judge}, 2e-3, min(JUDGE_MINUTES, config.encoders.minutes), config.work)
     trainer.run(judge_losses(judge, composer, config.seed + trainer.step), BATCH)
     (config.work / "judge").mkdir(exist_ok=True)
     save_file(judge.state_dict(), config.work / "judge" / "judge.safetensors")
@@ -89,7 +89,7 @@ def train_judge(config: RecipeConfig) -> None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a picture shows: the likelihood of each variant (n, variants) and of each scene (n, scenes)."""
+    """What a picture shows: likelihoods of the variants (n, variants), log-likelihoods of the scenes (n, scenes)."""
 
     variants: Tensor
     scenes: Tensor
@@ -110,7 +110,7 @@ class Bench:
     def look(self, pictures: list[np.ndarray]) -> Verdict:
         """Judge pictures `h x w x 3` of bytes."""
         variants, scenes = self.judge(to_tensor(pictures))
-        return Verdict(variants.softmax(-1), scenes.softmax(-1))
+        return Verdict(variants.softmax(-1), scenes.log_softmax(-1))
 
 
 def held_out_keys() -> list[tuple[str, int]]:

@@ -80,6 +80,7 @@ class LatentStore:
         self.folder, self.known = folder, set[str]()
         self.latents, self.variants, self.scenes = torch.empty(0), torch.empty(0), torch.empty(0)
         self.mirrored, self.masks = torch.empty(0), torch.empty(0)
+        self.look, self.order = torch.empty(0), torch.empty(0)
         self.refresh()
 
     def refresh(self) -> None:
@@ -91,6 +92,14 @@ class LatentStore:
             parts = [getattr(self, name)] if len(getattr(self, name)) else []
             if shards:
                 setattr(self, name, torch.cat([*parts, *(shard[name] for shard in shards)]))
+        self.look = 2 * self.variants.long() + self.mirrored.long()
+        self.order = self.look.argsort()
+
+    def draw_companions(self, picked: Tensor, rng: np.random.Generator) -> Tensor:
+        """For each sample of `picked` (n,) a random one of the same variant on the same side, perhaps itself."""
+        ordered, wanted = self.look[self.order], self.look[picked]
+        first, end = torch.searchsorted(ordered, wanted), torch.searchsorted(ordered, wanted, right=True)
+        return self.order[torch.from_numpy(rng.integers(first.numpy(), end.numpy()))]
 
     def __len__(self) -> int:
         return len(self.latents)

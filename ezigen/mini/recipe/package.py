@@ -29,6 +29,9 @@ MODEL_INDEX = {
 }
 
 
+TEXT_TO_IMAGE = ("unet", "text_encoder", "scheduler")
+
+
 def halve_weights(source: Path, target: Path) -> None:
     """Copy a safetensors file with its floating-point tensors in fp16; metadata is kept."""
     with safe_open(source, framework="pt") as opened:
@@ -75,6 +78,14 @@ def sign_adapter(folder: Path) -> None:
         card.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
+def unpack_weights(source: Path, work: Path) -> None:
+    """Put the packaged parts under `source` where the phases look for them in `work`; parts already there stay."""
+    for name in ("unet", "text_encoder", "scheduler", "tokenizer", "vae", "adapter", "clip", "dinov2", "judge"):
+        target = work / "text_to_image" / name if name in TEXT_TO_IMAGE else work / name
+        if not target.exists():
+            shutil.copytree(source / name, target)
+
+
 def package_weights(work: Path, target: Path) -> Path:
     """Assemble what is trained so far under `work` and swap it in for `target`, so that a reader never sees half of
     it.
@@ -83,7 +94,7 @@ def package_weights(work: Path, target: Path) -> Path:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     stable = work / "text_to_image"
-    sources = {name: stable / name for name in ("unet", "text_encoder", "scheduler")}
+    sources = {name: stable / name for name in TEXT_TO_IMAGE}
     sources |= {"tokenizer": work / "tokenizer", "vae": work / "vae"}
     sources |= {name: work / name for name in ("adapter", "clip", "dinov2", "judge") if (work / name).is_dir()}
     for name, source in sources.items():

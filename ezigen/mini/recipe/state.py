@@ -47,6 +47,7 @@ class Trainer:
     ema_decay: float = 0.0
     weight_decay: float = 0.01
     use_muon: bool = False
+    warmup_steps: int = 100
     step: int = 0
     seconds: float = 0.0
     parameters: list[nn.Parameter] = field(default_factory=list)
@@ -77,8 +78,8 @@ class Trainer:
         return min(1.0, self.seconds / (60 * self.minutes))
 
     def learning_rate(self) -> float:
-        """Linear warm-up over 100 steps, then a cosine over the training time down to 2 %."""
-        warm = min(1.0, (self.step + 1) / 100)
+        """Linear warm-up over `warmup_steps`, then a cosine over the training time down to 2 %."""
+        warm = min(1.0, (self.step + 1) / self.warmup_steps)
         return self.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.share())))
 
     def resume(self) -> None:
