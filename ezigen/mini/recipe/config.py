@@ -84,7 +84,7 @@ class JointConfig(Closed):
     same_side: float = Field(0.9, ge=0, le=1, description="Share of pairs whose subject faces the target's way")
     product_weight: float = Field(4.0, ge=0, description="Extra weight of the product's region in the loss")
     noisy_share: float = Field(
-        0.8, ge=0, le=1, description="Share of samples at timesteps above 300: shapes form there"
+        0.8, ge=0, le=1, description="Share of samples at timesteps above 300, where shapes form; the rest anywhere"
     )
     warmup_steps: int = Field(20, ge=1, description="Steps over which the learning rate rises")
     ema_decay: float = Field(0.98, ge=0, lt=1, description="Decay of the averaged weights that are shipped")
