@@ -12,6 +12,7 @@ from ezigen.config import (
     ModelConfig,
     SamplerConfig,
 )
+from ezigen.models.fingerprint import model_fingerprint
 from flows.catalog_job import CatalogJob
 from flows.command_line import app
 from flows.parameters import CatalogParameters
@@ -45,7 +46,8 @@ def test_from_import_to_promotion(uri, make_folder):
     assert listed.index("owls@v2 latest, staging") < listed.index("owls@v1 production")
     assert "dino 0.7123" in listed
     shown = ezigen("adapters", "show", "owls@production", "--adapters", uri)
-    for text in ("owls@v1", "for model mini a1e31285de16", "9 with 642,441 numbers", "optimizer muon", "latest v2"):
+    base = f"for model mini {model_fingerprint('mini')[:12]}"
+    for text in ("owls@v1", base, "9 with 642,441 numbers", "optimizer muon", "latest v2"):
         assert text in shown
     assert "published as owls@v1" in ezigen("inspect", "owls@production")
     assert "holds no adapter cups" in ezigen("adapters", "list", "cups", code=2)
