@@ -1,7 +1,8 @@
 """Shards of units to shards of pairs: what runs in the workers."""
 
+import json
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,6 +18,7 @@ from tasks.pairs.encoding import encode_pair
 from tasks.pairs.layout import IDENTITY, KIND, pairs_path, plan_path, read_parquet, refusals_path, to_parquet
 from tasks.pairs.manifest import record_metadata
 from tasks.pairs.schema import PAIRS_SCHEMA, REFUSALS_SCHEMA
+from tasks.pairs.stored_plan import LIMITS
 from tasks.sharding import ShardReport, store_file
 from tasks.storage import Locations, OutputFolder, locate
 from tasks.storage.stored_file import StoredFile
@@ -43,13 +45,20 @@ class PairWork:
         import pycocotools.mask  # noqa: F401
 
     def make(self, shard: str) -> ShardReport:
-        """Refusals are stored before the pairs, whose existence means that the shard is done."""
+        """Refusals are stored before the pairs, whose existence means that the shard is done.
+
+        Candidates behind those that give as many pairs of a source as the plan allows are not tried.
+        """
         plan = read_parquet(self.output, plan_path(shard), self.identity)
+        left: dict[str, int] = json.loads(plan.schema.metadata[LIMITS.encode()])
         pairs: list[Row] = []
         refused: list[Row] = []
-        for rows in self._build_all(plan.to_pylist()):
+        # Lazily, so that it is known of every unit whether it is still needed; one that was built ahead is not kept.
+        for rows in self._build_all(row for row in plan.to_pylist() if left[row["source"]]):
             for row in rows:
-                (refused if "reason" in row else pairs).append(row)
+                if left[row["source"]]:
+                    (refused if "reason" in row else pairs).append(row)
+                    left[row["source"]] -= "reason" not in row
         for rows in (pairs, refused):
             rows.sort(key=lambda row: row["pair_id"])
         return self._store(shard, pairs, refused)
@@ -72,7 +81,7 @@ class PairWork:
 
     # ---- building
 
-    def _build_all(self, plan: list[Row]) -> Iterator[list[Row]]:
+    def _build_all(self, plan: Iterable[Row]) -> Iterator[list[Row]]:
         """The rows of each unit in turn. Units whose pictures lie far away are built several at a time, because most
         of their time is waiting.
         """

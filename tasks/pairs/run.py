@@ -17,7 +17,7 @@ from tasks.pairs.manifest import PairsManifest, read_reports, sum_counts
 from tasks.pairs.outcome import PairOutcome, SourceOutcome, TooManyRefused
 from tasks.pairs.plan import PairPlan, to_plan
 from tasks.pairs.sources import open_data_sets
-from tasks.pairs.stored_plan import StoredPlan, next_taken, plan_round
+from tasks.pairs.stored_plan import StoredPlan, next_candidates, plan_round
 from tasks.sharding import ShardMeter, ShardProgress, ShardReport, run_shards
 from tasks.sharding.leftovers import remove_leftovers
 from tasks.storage import Locations, OutputFolder, RunRecord, RunState, new_run_id
@@ -97,7 +97,7 @@ class _Execution:
             self._load_reports()
             with self.ray:
                 self._work()
-            is_finished = self._is_complete() and next_taken(self._stored_plan(), self._built()) is None
+            is_finished = self._is_complete() and next_candidates(self._stored_plan(), self._built()) is None
             if is_finished:
                 self._finish()
         except LeaseLost:

@@ -14,7 +14,7 @@ from tasks.datasets.units import Source, Unit
 from tasks.datasets.youtube_vis import YoutubeVisReader
 from tasks.storage import Locations, locate
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when the same settings would give other pairs than before."""
 
 Setting = str | int | float | bool

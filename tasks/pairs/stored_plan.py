@@ -1,6 +1,7 @@
 """plan/plan.json and the shards that it lists: storing a plan, reading it, and adding a round to it."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ezigen.config import ConfigurationError
-from tasks.datasets.units import UNIT_SCHEMA
+from tasks.datasets.units import SOURCES, UNIT_SCHEMA
 from tasks.pairs.layout import (
     IDENTITY,
     KIND,
@@ -22,6 +23,7 @@ from tasks.pairs.layout import (
     to_parquet,
     write_json,
 )
+from tasks.pairs.rounds import SourceState, count_next, count_per_shard, divide_missing
 from tasks.pairs.sampling import Pieces, divide, take_balanced
 from tasks.pairs.sources import Setting
 from tasks.pairs.units import UnitNumbers, count_units, read_units
@@ -35,7 +37,9 @@ PLAN_SCHEMA = pa.schema([
 ])  # fmt: skip
 """A unit, and which of its candidates the shard builds: [rank_start, rank_stop)."""
 
-MAX_ROUNDS = 8
+LIMITS = "ezigen.limits"
+"""Metadata of a planned shard: how many pairs of each source it may build, as JSON."""
+
 _KIND, _VERSION = "pairs-plan", 1
 
 
@@ -113,20 +117,23 @@ def plan_round(
 ) -> StoredPlan | None:
     """The plan with one more round, which is stored, for what is missing of `built`; None if there is nothing to add.
 
-    The next candidates in the order of sampling are taken, as many as are missing. So the rounds, like their shards,
-    depend on the data alone.
+    The next candidates in the order of sampling are taken, as many as `tasks.pairs.rounds` says. So the rounds, like
+    their shards, depend on the data alone.
     """
-    before, taken = stored.taken, next_taken(stored, built)
-    if taken is None:
+    taking = next_candidates(stored, built)
+    if taking is None:
         return None
+    before, sources = stored.taken, _states(stored, built)
+    taken = {name: before[name] + number for name, number in taking.items()}
     tables = read_units(output, stored.units, stored.identity, ["source", "num_candidates"])
     numbers = count_units(tables)
-    size = int(stored.settings["pairs.pairs_per_shard"])
-    pieces = divide(take_ranks(numbers, before), take_ranks(numbers, taken), size)
+    per_shard = count_per_shard(taking, sources, _pairs_per_shard(stored))
+    pieces = divide(take_ranks(numbers, before), take_ranks(numbers, taken), per_shard)
+    limits = _limits(pieces, numbers, {name: one.missing for name, one in sources.items()})
     number = len(stored.rounds)
     for index, table in enumerate(_shard_tables(stored, pieces, output)):
         check()
-        metadata = {KIND: "pairs-plan", IDENTITY: stored.identity}
+        metadata = {KIND: "pairs-plan", IDENTITY: stored.identity, LIMITS: json.dumps(limits[index])}
         output.write(plan_path(shard_name(number, index)), to_parquet([table], PLAN_SCHEMA, metadata))
     longer = replace(stored, rounds=(*stored.rounds, Round(taken, pieces.num_shards)))
     check()
@@ -134,14 +141,36 @@ def plan_round(
     return longer
 
 
-def next_taken(stored: StoredPlan, built: Mapping[str, int]) -> dict[str, int] | None:
-    """How many candidates of each source one more round would have taken; None if there is nothing to add."""
-    taken = {
-        name: min(source.candidates, stored.taken[name] + max(0, source.wanted - built.get(name, 0)))
+def next_candidates(stored: StoredPlan, built: Mapping[str, int]) -> dict[str, int] | None:
+    """How many more candidates of each source one more round would take; None if there is nothing to add.
+
+    Nothing is: as many pairs as are wanted are built, or no candidate is left.
+    """
+    taking = count_next(_states(stored, built), _pairs_per_shard(stored))
+    return taking if any(taking.values()) or not stored.rounds else None
+
+
+def _states(stored: StoredPlan, built: Mapping[str, int]) -> dict[str, SourceState]:
+    return {
+        name: SourceState(source.wanted, source.candidates, stored.taken[name], built.get(name, 0))
         for name, source in stored.sources.items()
     }
-    is_over = bool(stored.rounds) and (taken == stored.taken or len(stored.rounds) >= MAX_ROUNDS)
-    return None if is_over else taken
+
+
+def _pairs_per_shard(stored: StoredPlan) -> int:
+    return int(stored.settings["pairs.pairs_per_shard"])
+
+
+def _limits(pieces: Pieces, numbers: UnitNumbers, missing: Mapping[str, int]) -> list[dict[str, int]]:
+    """By shard, how many pairs of each source it may build."""
+    limits: list[dict[str, int]] = [{} for _ in range(pieces.num_shards)]
+    for source, number in missing.items():
+        of_source = numbers.source[pieces.group] == SOURCES.index(source)
+        sizes = np.where(of_source, pieces.stop - pieces.start, 0)
+        in_shards = np.bincount(pieces.shard, weights=sizes, minlength=pieces.num_shards).astype(np.int64)
+        for shard, limit in enumerate(divide_missing(number, in_shards).tolist()):
+            limits[shard][source] = limit
+    return limits
 
 
 def take_ranks(numbers: UnitNumbers, taken: Mapping[str, int]) -> npt.NDArray[np.int64]:
@@ -182,15 +211,15 @@ def _piece_tables(
 ) -> Iterator[tuple[npt.NDArray[np.int64], pa.Table]]:
     """The pieces of each part of the units, as rows of PLAN_SCHEMA beside their shards."""
     first = 0
-    for table in read_units(output, stored.units, stored.identity):
-        start, stop = np.searchsorted(pieces.group, [first, first + len(table)])
+    for stored_part in stored.units:
+        start, stop = np.searchsorted(pieces.group, [first, first + stored_part["rows"]])
         part = slice(int(start), int(stop))
-        rows = table.select(UNIT_SCHEMA.names).take(pa.array(pieces.group[part] - first))
-        first += len(table)
-        if len(rows):
+        # A last small round needs few of the parts.
+        for table in read_units(output, [stored_part] if start < stop else [], stored.identity):
+            rows = table.select(UNIT_SCHEMA.names).take(pa.array(pieces.group[part] - first))
             rows = rows.append_column("rank_start", pa.array(pieces.start[part]))
-            rows = rows.append_column("rank_stop", pa.array(pieces.stop[part]))
-            yield pieces.shard[part], rows
+            yield pieces.shard[part], rows.append_column("rank_stop", pa.array(pieces.stop[part]))
+        first += stored_part["rows"]
 
 
 def _say(value: Setting | None) -> str:

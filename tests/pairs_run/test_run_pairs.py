@@ -225,6 +225,23 @@ def test_further_rounds_make_up_for_damaged_pictures(damaged, tmp_path, ray_addr
     assert stored_bytes(tmp_path / "alone") == stored_bytes(tmp_path / "out")
 
 
+def test_where_most_pictures_are_missing_the_rest_is_found_and_no_more(world, tmp_path, ray_address):
+    copy = World(tmp_path / "coco", world.youtube_vis)
+    shutil.copytree(world.coco, copy.coco)
+    pictures = sorted((copy.coco / "train2014").iterdir())
+    for number, path in enumerate(pictures):
+        if number % 8:
+            path.unlink()
+    outputs = [tmp_path / f"of-{num_workers}" for num_workers in (1, 2)]
+    for num_workers, output in enumerate(outputs, start=1):
+        inputs = copy.inputs(output, num_youtube_vis_pairs=0, num_coco_pairs=8, max_refused_share=1.0)
+        outcome = Build(inputs).run(ray_address, num_workers)
+        assert (outcome.state, outcome.built) == ("finished", 8)
+        assert outcome.num_rounds > 2
+        assert outcome.built + sum(outcome.refused.values()) < outcome.per_source["coco"].candidates
+    assert stored_bytes(outputs[0]) == stored_bytes(outputs[1])
+
+
 def test_a_run_stopped_between_two_rounds_is_not_finished(damaged, tmp_path, ray_address):
     build = Build(damaged.inputs(tmp_path / "out", num_youtube_vis_pairs=0))
     num_shards, stop = len(build.plan().shards), threading.Event()
