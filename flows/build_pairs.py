@@ -38,8 +38,8 @@ def build_pairs(
     """Subject and target pictures for training, cut from COCO 2014 and YouTube-VIS, as Parquet.
 
     The same settings give the same pairs on any number of workers. Running again does exactly the missing shards. A
-    candidate that cannot be used is refused with a reason and another one takes its place; more refusals than
-    `inputs.max_refused_share` allows end the run as failed, after everything else is done.
+    candidate that cannot be used is refused with a reason and another one takes its place; more pairs that
+    refusals leave missing than `inputs.max_refused_share` allows end the run as failed, after everything else is done.
 
     Args:
         inputs: The data sets, the output folder, and how many pairs are wanted of each source.

@@ -29,8 +29,8 @@ class PairInputs(Config):
         default=0.5,
         ge=0.0,
         le=1.0,
-        description="The run ends as failed when more than this share of the candidates it looked at was refused, "
-        "after building all others.",
+        description="The run ends as failed when refusals leave more than this share of the wanted pairs missing (of "
+        "all candidates, where there are fewer), after building all others.",
     )
     if_busy: Literal["refuse", "wait"] = Field(
         default="refuse",

@@ -7,7 +7,10 @@ from tasks.storage import RunState
 
 
 class TooManyRefused(RuntimeError):  # noqa: N818
-    """A larger share of the candidates was refused than `inputs.max_refused_share` allows. All others are stored."""
+    """Refusals leave a larger share of the wanted pairs missing than `inputs.max_refused_share` allows.
+
+    All others are stored.
+    """
 
     def __init__(self, message: str, outcome: "PairOutcome") -> None:
         super().__init__(message)
@@ -26,6 +29,11 @@ class SourceOutcome:
     def missing(self) -> int:
         """Pairs that were asked for and that the data set could not give."""
         return max(0, self.wanted - self.built)
+
+    @property
+    def expected(self) -> int:
+        """Pairs that there would be if no candidate were refused."""
+        return min(self.wanted, self.candidates)
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,15 @@ class PairOutcome:
         return self.shards_made == 0 and self.state == "finished"
 
     @property
+    def expected(self) -> int:
+        """Pairs that there would be if no candidate were refused."""
+        return sum(source.expected for source in self.per_source.values())
+
+    @property
     def refused_share(self) -> float:
-        """Share of the candidates looked at that were refused."""
-        refused = sum(self.refused.values())
-        return refused / (refused + self.built) if refused else 0.0
+        """Share of the expected pairs that refusals left missing.
+
+        Not of the refusals themselves: an object of a video that never fits is refused again and again, as often as
+        frames are drawn, and others give the pairs that it does not.
+        """
+        return max(0, self.expected - self.built) / self.expected if self.expected else 0.0

@@ -208,10 +208,10 @@ class _Execution:
         outcome = self._outcome(state)
         limit, message = self.plan.inputs.max_refused_share, ""
         if state == "finished" and outcome.refused_share > limit:
-            refused = sum(outcome.refused.values())
             message = (
-                f"{refused:,} of {refused + outcome.built:,} candidates were refused ({outcome.refused_share:.0%}), "
-                f"more than inputs.max_refused_share allows ({limit:.0%}); all others are stored."
+                f"{outcome.expected - outcome.built:,} of {outcome.expected:,} pairs are missing because their "
+                f"candidates were refused ({outcome.refused_share:.0%}), more than inputs.max_refused_share allows "
+                f"({limit:.0%}); all others are stored, and the card lists the reasons."
             )
             outcome = dataclasses.replace(outcome, state="failed")
         self._close(outcome, message)

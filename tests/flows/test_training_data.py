@@ -180,7 +180,9 @@ def test_an_output_in_use_is_refused(tmp_path, folder, world, reporting_here, ti
 
 def test_too_many_refusals_fail_the_run_after_its_card(tmp_path, world, cluster, reporting_here):
     strict = CONFIG.model_copy(update={"youtube_vis": CONFIG.youtube_vis.model_copy(update={"min_mask_share": 0.04})})
-    state, error = run_pairs_flow(world, tmp_path / "pairs", cluster, strict, max_refused_share=0.001)
+    state, error = run_pairs_flow(
+        world, tmp_path / "pairs", cluster, strict, num_youtube_vis_pairs=10**5, max_refused_share=0.001
+    )
     assert state.is_failed()
     assert isinstance(error, UnfinishedRun)
     assert "max_refused_share" in state.message

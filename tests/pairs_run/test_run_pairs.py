@@ -23,7 +23,7 @@ from tasks.pairs import TooManyRefused
 from tasks.pairs.schema import PAIRS_SCHEMA
 from tasks.sharding import ShardProgress
 from tasks.storage import OutputFolder
-from tests.pairs_run.conftest import Build, World, read_pairs, stored_bytes
+from tests.pairs_run.conftest import CONFIG, Build, World, read_pairs, stored_bytes
 from tests.run.conftest import wait_until
 from tests.run.test_kills import assert_gone
 from tests.stopping import stop_when_stored
@@ -251,6 +251,19 @@ def test_a_run_stopped_between_two_rounds_is_not_finished(damaged, tmp_path, ray
     assert outcome.built < 40
     assert not (tmp_path / "out/manifest.json").exists()
     assert build.run(ray_address, 2).built == 40
+
+
+def test_refusals_that_others_make_up_for_are_no_failure(world, tmp_path, ray_address):
+    # Draws of two frames are refused again and again where an object is small in most of them.
+    config = CONFIG.model_copy(update={"youtube_vis": CONFIG.youtube_vis.model_copy(update={"min_mask_share": 0.06})})
+    inputs = world.inputs(tmp_path / "enough", num_coco_pairs=0, num_youtube_vis_pairs=12, max_refused_share=0.0)
+    outcome = Build(inputs, config).run(ray_address, 2)
+    assert (outcome.state, outcome.built) == ("finished", 12)
+    assert sum(outcome.refused.values()) > outcome.built
+    more = inputs.model_copy(update={"output_uri": str(tmp_path / "all"), "num_youtube_vis_pairs": 10**6})
+    with pytest.raises(TooManyRefused, match="pairs are missing because their candidates were refused") as failed:
+        Build(more, config).run(ray_address, 2)
+    assert failed.value.outcome.expected == failed.value.outcome.per_source["youtube_vis"].candidates < 10**6
 
 
 def test_a_set_that_stays_too_small_is_finished_and_too_many_refusals_are_not(damaged, tmp_path, ray_address):
