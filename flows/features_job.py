@@ -97,7 +97,7 @@ class FeaturesJob(Job):
             wanted.model,
             self.output,
             self._locations,
-            num_workers=max(1, wanted.cluster.num_workers),
+            cluster=wanted.cluster,
             check=check,
         )
 

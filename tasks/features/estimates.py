@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from tasks.features.hardware import Hardware
 from tasks.features.identity import FeatureIdentity
 from tasks.features.model_shape import EncodingCost
 from tasks.features.schema import (
@@ -18,9 +18,6 @@ from tasks.features.schema import (
     num_bytes,
     table_schema,
 )
-
-FLOP_PER_S = {"gpu": 400e12, "cpu": 0.1e12}
-"""What a device gets done of the networks: an H200 in bf16, and one core in fp32. Others differ several times."""
 
 # Page header, column chunk in the footer and the row of the index; fitted to written stores of several shapes.
 BYTES_PER_VALUE = 120
@@ -37,13 +34,12 @@ class Estimate:
     bytes_per_subject: int
     """Of the numbers alone, which is what a reader moves."""
     hours: float | None
-    """On `num_workers` devices of this kind; None where the model's cost is not given."""
+    """On this hardware; None where the model's cost is not given."""
     break_even_from_picture: float | None
-    """Bytes per second and device above which reading a subject's features beats computing them from its picture."""
+    """Bytes per second and worker above which reading a subject's features beats computing them from its picture."""
     break_even_from_latent: float | None
     """The same against computing them from a stored latent."""
-    device: str
-    num_workers: int
+    hardware: Hardware
 
     @property
     def total_bytes(self) -> int:
@@ -55,15 +51,14 @@ class Estimate:
         lines = [(name, f"{self.rows[name]:,} rows, {_size(self.num_bytes[name])}") for name in self.rows]
         lines += [("total", _size(self.total_bytes)), ("per subject", _size(self.bytes_per_subject))]
         if self.hours is not None:
-            kind = f"{self.num_workers} {self.device}{'s' if self.num_workers > 1 else ''}"
-            rate = f"{FLOP_PER_S[self.device] / 1e12:g} TFLOP/s each"
-            lines.append(("computing", f"{_span(self.hours)} on {kind} at {rate}"))
+            lines.append(("computing", f"{_span(self.hours)} on {self.hardware.describe()}"))
         if self.break_even_from_picture is not None and self.break_even_from_latent is not None:
             lines.append(
                 (
                     "break-even",
-                    f"reading features pays above {_size(self.break_even_from_picture)}/s per {self.device} against "
-                    f"pictures, {_size(self.break_even_from_latent)}/s against stored latents",
+                    f"reading features pays above {_size(self.break_even_from_picture)}/s per "
+                    f"{self.hardware.device} worker against pictures, {_size(self.break_even_from_latent)}/s against "
+                    "stored latents",
                 )
             )
         return lines
@@ -77,13 +72,14 @@ def estimate(
     foreground_share: float = 0.3,
     *,
     cost: EncodingCost | None = None,
-    device: Literal["gpu", "cpu"] = "gpu",
-    num_workers: int = 1,
+    hardware: Hardware | None = None,
 ) -> Estimate:
     """The estimate for so many distinct subjects, target pictures and texts. Pure arithmetic.
 
-    cost: `ModelShape.of(model).cost`; without it there are no hours and no break-even.
+    cost: `ModelShape.of(model).cost`; without it there are no hours and no break-even. hardware: `find_hardware(...)`,
+    by default one H200.
     """
+    hardware = hardware or Hardware()
     rows = {SUBJECTS: num_subjects, LATENTS: num_targets, TEXTS: num_texts}
     per_subject = subject_bytes(identity, foreground_share)
     values = {SUBJECTS: per_subject, LATENTS: _target_bytes(identity), TEXTS: _text_bytes(identity)}
@@ -91,17 +87,16 @@ def estimate(
         table: count * (values[table] + BYTES_PER_ROW + BYTES_PER_VALUE * len(table_schema(table, identity)))
         for table, count in rows.items()
     }
-    speed = FLOP_PER_S[device]
+    speed = hardware.flop_per_s
     pays = cost is not None and identity.policy == "features"
     return Estimate(
         rows=rows,
         num_bytes=stored,
         bytes_per_subject=per_subject,
-        hours=None if cost is None else _flop(rows, identity, cost) / speed / num_workers / 3600,
+        hours=None if cost is None else _flop(rows, identity, cost) / speed / hardware.num_workers / 3600,
         break_even_from_picture=per_subject * speed / cost.subject_flop if cost and pays else None,
         break_even_from_latent=per_subject * speed / cost.unet_flop if cost and pays else None,
-        device=device,
-        num_workers=num_workers,
+        hardware=hardware,
     )
 
 

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from ezigen.config import ConfigurationError, FeatureConfig, FeatureInputs, StackConfig
+from ezigen.config import ConfigurationError, FeatureConfig, FeatureInputs, RayConfig, StackConfig
 from tasks.features.ownership import Kind, OwnershipBuilder, ShardOwnership, total
 from tasks.features.pairs_set import PairsSet
 from tasks.storage.folder import OutputFolder
@@ -13,6 +13,7 @@ from tasks.storage.locations import Locations
 
 if TYPE_CHECKING:
     from tasks.features.estimates import Estimate
+    from tasks.features.hardware import Hardware
     from tasks.features.identity import FeatureIdentity
     from tasks.features.model_shape import ModelShape
     from tasks.features.writer import ShardFiles
@@ -101,17 +102,18 @@ def plan_features(
     output: OutputFolder,
     locations: Locations | None = None,
     *,
-    num_workers: int = 1,
+    cluster: RayConfig | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> FeaturePlan:
     """Reads what the pairs' files say of themselves, never their pictures, and decides what is to do. Writes nothing.
 
-    `locations` carries the storage options of the pairs, `num_workers` is for the estimate of hours, `check` is the
+    `locations` carries the storage options of the pairs, `cluster` says what the run would compute on, `check` is the
     lease's. Raises ConfigurationError if there is no finished set of pairs, if its pictures have another size than the
     model's, if the store would become larger than `inputs.max_gib`, or if the output holds other features or those of
     other pairs, naming what differs.
     """
     from ezigen.models import model_fingerprint
+    from tasks.features.hardware import find_hardware, fit_cluster
     from tasks.features.identity import FeatureIdentity
     from tasks.features.model_shape import ModelShape
     from tasks.features.stored_plan import read_plan
@@ -122,7 +124,8 @@ def plan_features(
     identity = FeatureIdentity.of(model_fingerprint(model.model), shape, config)
     _check_stored(identity, output)
     owned = read_plan(output, identity, pairs) or _decide(pairs, model, identity.size_px, check)
-    estimate = _estimate(owned, identity, shape, model, num_workers)
+    hardware = find_hardware(model, fit_cluster(cluster or RayConfig(), model))
+    estimate = _estimate(owned, identity, shape, hardware)
     check()
     done, damaged = find_done(output, identity, owned, verify=inputs.verify)
     plan = FeaturePlan(
@@ -162,14 +165,12 @@ def _estimate(
     owned: Mapping[str, ShardOwnership],
     identity: "FeatureIdentity",
     shape: "ModelShape",
-    model: StackConfig,
-    num_workers: int,
+    hardware: "Hardware",
 ) -> "Estimate":
     from tasks.features.estimates import estimate
 
-    device: Literal["cpu", "gpu"] = "cpu" if model.device == "cpu" else "gpu"
     subjects, targets, texts = (total(owned.values(), kind) for kind in ("subjects", "targets", "texts"))
-    return estimate(subjects, targets, texts, identity, cost=shape.cost, device=device, num_workers=num_workers)
+    return estimate(subjects, targets, texts, identity, cost=shape.cost, hardware=hardware)
 
 
 # ---- what must not be

@@ -8,11 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from ezigen.config import ConfigurationError, RayConfig, StackConfig
 from tasks.cluster.model_memory import worker_memory_bytes
 from tasks.features.build import FeatureWork
+from tasks.features.hardware import fit_cluster
 from tasks.features.manifest import MANIFEST_PATH, write_index, write_store
 from tasks.features.outcome import FeatureOutcome
 from tasks.features.plan import FLOW, FeaturePlan
@@ -29,8 +29,6 @@ from tasks.storage.run_record import now_text, package_versions
 __all__ = ["FeaturesRun", "index_features", "run_features"]
 
 logger = logging.getLogger(__name__)
-
-ClusterT = TypeVar("ClusterT", bound=RayConfig)
 
 _PACKAGES = ("ezigen-pipeline", "torch", "diffusers", "transformers", "ray", "pyarrow")
 _FOLDERS = (*TABLES, INDEX, SAMPLES)
@@ -256,22 +254,6 @@ class _Execution:
             rows[table] += file.rows
             num_bytes[table] += file.num_bytes
         return rows, num_bytes
-
-
-def fit_cluster(cluster: ClusterT, model: StackConfig) -> ClusterT:
-    """The cluster's configuration with the accelerator that `model.device` asks for.
-
-    Raises ConfigurationError if both name one, and not the same.
-    """
-    if model.device == "auto":
-        return cluster
-    accelerator = "gpu" if model.device == "cuda" else "cpu"
-    if cluster.accelerator not in ("auto", accelerator):
-        raise ConfigurationError(
-            f'model.device is "{model.device}", but cluster.accelerator is "{cluster.accelerator}"; '
-            'set one of them to "auto".'
-        )
-    return cluster.model_copy(update={"accelerator": accelerator})
 
 
 def _placed(model: StackConfig, cluster: RayConfig) -> StackConfig:

@@ -12,7 +12,7 @@ from ezigen.config import ConfigurationError, MonitoringConfig, TrainingClusterC
 from tasks.cluster import Cluster, ClusterLost, WorkerPlan, connect, plan_workers
 from tasks.cluster.model_memory import worker_memory_bytes
 from tasks.cluster.planner import PoolFailed
-from tasks.features.run import fit_cluster
+from tasks.features.hardware import fit_cluster
 from tasks.sharding.leftovers import remove_leftovers
 from tasks.storage import Locations, OutputFolder, RunRecord, RunState, new_run_id
 from tasks.storage.lease import Lease, LeaseLost

@@ -32,9 +32,9 @@ class Stage:
         self.config = FeatureConfig(**{"batch_size": 3, **config})
         self.model = StackConfig(model=str(model), device="cpu")
 
-    def plan(self, **inputs: Any) -> FeaturePlan:
+    def plan(self, *, cluster: RayConfig | None = None, **inputs: Any) -> FeaturePlan:
         wanted = FeatureInputs(pairs_uri=self.pairs_uri, output_uri=self.output.root_uri, **inputs)
-        return plan_features(wanted, self.config, self.model, self.output, self.locations)
+        return plan_features(wanted, self.config, self.model, self.output, self.locations, cluster=cluster)
 
     def run(self, plan: FeaturePlan | None = None, **options: Any) -> FeatureOutcome:
         """Plan and run under a lease, as the flow does."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ezigen.config import ConfigurationError
+from ezigen.config import ConfigurationError, RayConfig
 from tasks.features.manifest import write_store
 from tasks.features.ownership import KINDS, OwnershipBuilder
 from tasks.features.stored_plan import PLAN_PATH, read_plan, write_plan
@@ -90,6 +90,14 @@ def test_counts_are_those_of_distinct_values(shared, tmp_path, tiny_folder):
     assert plan.estimate.rows == {"subjects": 10, "latents": 6, "texts": 12}
     assert ("pairs", "14") in plan.describe()
     assert not (tmp_path / "store").exists()
+
+
+def test_hours_are_those_of_the_cluster_that_the_run_would_use(shared, tmp_path, tiny_folder):
+    stage = Stage(shared, tmp_path / "store", tiny_folder)
+    told = dict(stage.plan(cluster=RayConfig(accelerator="cpu", num_workers=2)).describe())["computing"]
+    assert told.endswith("on 2 cpu workers at 0.1 TFLOP/s each")
+    with pytest.raises(ConfigurationError, match=r"cluster\.accelerator"):
+        stage.plan(cluster=RayConfig(accelerator="gpu"))
 
 
 def test_references_are_the_same_target_only_if_picture_and_crop_are(tmp_path, tiny_folder):

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from ezigen.config import ConfigurationError, RayConfig, StackConfig
+from tasks.features.hardware import fit_cluster
 from tasks.features.reader import FeatureStore
-from tasks.features.run import fit_cluster, index_features
+from tasks.features.run import index_features
 from tasks.sharding import ShardProgress, ShardsFailed
 from tasks.storage import OutputFolder
 from tests.features.pairs_files import make_row, write_pairs

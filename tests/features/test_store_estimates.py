@@ -1,13 +1,16 @@
 """What a store will weigh: the numbers of the plan against hand-made ones, and against stores."""
 
+import os
+
 import pytest
 import torch
 
-from ezigen.config import ConfigurationError, FeatureConfig
+from ezigen.config import ConfigurationError, FeatureConfig, RayConfig, StackConfig
 from ezigen.models.fingerprint import model_fingerprint
 from ezigen.models.stack import load_stack
 from ezigen.subject import SubjectEncoder
 from tasks.features import EncodingCost, FeatureIdentity, ModelShape, estimate
+from tasks.features.hardware import Hardware, find_hardware, network_dtype
 from tests.features.stores import SD21, SD21_BLOCKS, SD21_COST, identity_of, write_features
 from tests.tiny import build_tiny_stack
 
@@ -33,7 +36,8 @@ class TestNumbersOfTheRealModel:
 
     def test_hours_of_an_h200(self):
         """4.9 ms a subject and 2.8 ms a target picture at 400 T/s."""
-        planned = estimate(200_000, 200_000, 0, identity_of(SD21), cost=SD21_COST, num_workers=2)
+        hardware = Hardware("gpu", 2)
+        planned = estimate(200_000, 200_000, 0, identity_of(SD21), cost=SD21_COST, hardware=hardware)
         assert planned.hours == pytest.approx(200_000 * (4.9e-3 + 2.8e-3) / 3600 / 2, rel=0.01)
 
     def test_targets_texts_and_latents(self):
@@ -49,8 +53,8 @@ class TestNumbersOfTheRealModel:
         lines = dict(estimate(200_000, 200_000, 1000, identity_of(SD21), cost=SD21_COST).describe())
         assert lines["subjects"] == "200,000 rows, 4.6 TB"
         assert lines["per subject"] == "23.1 MB"
-        assert lines["computing"] == "25.7 min on 1 gpu at 400 TFLOP/s each"
-        assert "above 4.7 GB/s per gpu against pictures, 11.5 GB/s against stored latents" in lines["break-even"]
+        assert lines["computing"] == "25.7 min on 1 gpu worker at 400 TFLOP/s"
+        assert "above 4.7 GB/s per gpu worker against pictures, 11.5 GB/s against stored latents" in lines["break-even"]
         assert "computing" not in dict(estimate(1, 1, 1, identity_of(SD21)).describe())
 
 
@@ -62,6 +66,46 @@ def test_a_written_store_weighs_what_was_planned(tmp_path, config):
     stored = sum(file.num_bytes for shard in written.shards.values() for file in shard.files)
     stored += (tmp_path / "index.parquet").stat().st_size
     assert stored == pytest.approx(planned, rel=0.15)
+
+
+class TestHardware:
+    """Hours are those of what the run would use."""
+
+    @pytest.mark.parametrize(
+        ("model", "cluster", "told"),
+        [
+            ({"device": "cpu"}, {"num_workers": 2}, "2 cpu workers at 0.1 TFLOP/s each"),
+            ({}, {"accelerator": "cpu", "num_workers": 2}, "2 cpu workers at 0.1 TFLOP/s each"),
+            ({}, {"accelerator": "cpu", "num_workers": 1, "cpus_per_worker": 8}, "1 cpu worker at 0.8 TFLOP/s"),
+            ({}, {"accelerator": "gpu", "num_workers": 3}, "3 gpu workers at 400 TFLOP/s each"),
+            ({"device": "cuda"}, {"num_workers": 4, "gpus_per_worker": 0.5}, "4 gpu workers at 200 TFLOP/s each"),
+            ({}, {"address": "head:6379", "accelerator": "gpu", "num_workers": 1}, "1 gpu worker at 400 TFLOP/s"),
+        ],
+    )
+    def test_a_named_one_needs_no_assumption(self, model, cluster, told):
+        assert find_hardware(StackConfig(**model), RayConfig(**cluster)).describe() == told
+
+    def test_auto_is_what_this_machine_has(self):
+        found = find_hardware(StackConfig(), RayConfig())
+        gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+        assert (found.device, found.num_workers) == (("gpu", gpus) if gpus else ("cpu", cores))
+        assert found.assumption == ""
+        wide = RayConfig(accelerator="cpu", cpus_per_worker=2 * cores)
+        assert find_hardware(StackConfig(), wide).num_workers == 1
+
+    def test_what_only_the_run_will_know_is_told(self):
+        told = find_hardware(StackConfig(), RayConfig(address="head:6379")).describe()
+        assert told.startswith("1 gpu worker at 400 TFLOP/s, assuming that head:6379 has GPUs")
+        assert "cluster.num_workers is 0" in told
+        one = find_hardware(StackConfig(), RayConfig(address="head:6379", accelerator="cpu"))
+        assert (one.device, one.num_workers) == ("cpu", 1)
+        assert "one worker" in one.assumption
+        assert "GPUs" not in one.assumption
+
+    def test_the_networks_precision_follows_from_it(self):
+        assert network_dtype(StackConfig(device="cpu"), RayConfig()) == "fp32"
+        assert network_dtype(StackConfig(), RayConfig(address="head:6379")) == "bf16"
+        assert network_dtype(StackConfig(device="cpu", dtype="fp16"), RayConfig()) == "fp16"
 
 
 class TestModelShape:
