@@ -17,7 +17,8 @@ class FeatureInputs(Config):
     max_gib: float = Field(
         default=0.0,
         ge=0.0,
-        description="A store that would become larger is refused before anything is written; 0 sets no limit.",
+        description="A store that would become larger is refused before anything is written, and a run ends before "
+        "its next shards would pass it; with a larger one it continues. 0 sets no limit.",
     )
     verify: bool = Field(
         default=False,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tasks.features.hardware import Hardware
 from tasks.features.identity import FeatureIdentity
+from tasks.features.kept_share import KeptShare
 from tasks.features.model_shape import EncodingCost
 from tasks.features.schema import (
     DTYPES,
@@ -40,16 +41,24 @@ class Estimate:
     break_even_from_latent: float | None
     """The same against computing them from a stored latent."""
     hardware: Hardware
+    kept: str = ""
+    """Of a store of foreground tokens: how many of them are stored, and how that is known."""
 
     @property
     def total_bytes(self) -> int:
         """Of all tables."""
         return sum(self.num_bytes.values())
 
+    def bytes_of(self, rows: Mapping[str, int]) -> float:
+        """Of so many rows by table."""
+        return sum(rows[table] * self.num_bytes[table] / self.rows[table] for table in rows if self.rows[table])
+
     def describe(self) -> list[tuple[str, str]]:
         """Labels and values for a table in the terminal."""
         lines = [(name, f"{self.rows[name]:,} rows, {_size(self.num_bytes[name])}") for name in self.rows]
         lines += [("total", _size(self.total_bytes)), ("per subject", _size(self.bytes_per_subject))]
+        if self.kept:
+            lines.append(("foreground tokens", self.kept))
         if self.hours is not None:
             lines.append(("computing", f"{_span(self.hours)} on {self.hardware.describe()}"))
         if self.break_even_from_picture is not None and self.break_even_from_latent is not None:
@@ -69,24 +78,22 @@ def estimate(
     num_targets: int,
     num_texts: int,
     identity: FeatureIdentity,
-    foreground_share: float = 0.3,
+    kept: KeptShare | float = 0.3,
     *,
     cost: EncodingCost | None = None,
     hardware: Hardware | None = None,
 ) -> Estimate:
     """The estimate for so many distinct subjects, target pictures and texts. Pure arithmetic.
 
+    kept: which of its tokens a foreground store keeps, by the masks of some subjects, or one share for all blocks.
     cost: `ModelShape.of(model).cost`; without it there are no hours and no break-even. hardware: `find_hardware(...)`,
     by default one H200.
     """
     hardware = hardware or Hardware()
     rows = {SUBJECTS: num_subjects, LATENTS: num_targets, TEXTS: num_texts}
-    per_subject = subject_bytes(identity, foreground_share)
+    per_subject = subject_bytes(identity, kept)
     values = {SUBJECTS: per_subject, LATENTS: _target_bytes(identity), TEXTS: _text_bytes(identity)}
-    stored = {
-        table: count * (values[table] + BYTES_PER_ROW + BYTES_PER_VALUE * len(table_schema(table, identity)))
-        for table, count in rows.items()
-    }
+    stored = {table: count * (values[table] + overhead_bytes(table, identity)) for table, count in rows.items()}
     speed = hardware.flop_per_s
     pays = cost is not None and identity.policy == "features"
     return Estimate(
@@ -97,21 +104,38 @@ def estimate(
         break_even_from_picture=per_subject * speed / cost.subject_flop if cost and pays else None,
         break_even_from_latent=per_subject * speed / cost.unet_flop if cost and pays else None,
         hardware=hardware,
+        kept=_describe_kept(identity, kept),
     )
 
 
-def subject_bytes(identity: FeatureIdentity, foreground_share: float = 0.3) -> int:
+def overhead_bytes(table: str, identity: FeatureIdentity) -> int:
+    """Bytes of one row beside its numbers."""
+    return BYTES_PER_ROW + BYTES_PER_VALUE * len(table_schema(table, identity))
+
+
+def subject_bytes(identity: FeatureIdentity, kept: KeptShare | float = 0.3) -> int:
     """Bytes of one subject's numbers: 23.1 MB for SD2.1-base in fp16, all tokens."""
     if identity.policy == "latents":
         return num_bytes(LATENT_DTYPE, identity.latent_shape)
-    share = foreground_share if identity.tokens == "foreground" else 1.0
     per_token = DTYPES[SCALE_DTYPE].itemsize if identity.dtype == "fp8" else 0
-    size = sum(
-        round(share * block.num_tokens) * (block.num_channels * DTYPES[identity.dtype].itemsize + per_token)
-        for block in identity.blocks
-    )
+    size = 0.0
+    for block in identity.blocks:
+        num_tokens = _share(identity, kept, block.name) * block.num_tokens
+        size += num_tokens * (block.num_channels * DTYPES[identity.dtype].itemsize + per_token)
     mask = max(block.num_tokens for block in identity.blocks) // 8 if identity.tokens == "foreground" else 0
-    return size + mask
+    return round(size) + mask
+
+
+def _share(identity: FeatureIdentity, kept: KeptShare | float, block: str) -> float:
+    if identity.tokens != "foreground":
+        return 1.0
+    return kept.by_block[block] if isinstance(kept, KeptShare) else kept
+
+
+def _describe_kept(identity: FeatureIdentity, kept: KeptShare | float) -> str:
+    if identity.tokens != "foreground":
+        return ""
+    return kept.describe(identity.blocks) if isinstance(kept, KeptShare) else f"{kept:.0%} of all numbers"
 
 
 def _target_bytes(identity: FeatureIdentity) -> int:

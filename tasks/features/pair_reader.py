@@ -119,7 +119,7 @@ class PairReader:
     def _prepare_subject(self, rows: pa.RecordBatch, index: int) -> tuple[str, Future[Tensor], Future[Tensor] | None]:
         row = _Row(rows, index)
         picture = self._decode(row, "subject", "subject_sha256", _read_picture)
-        mask = self._decode(row, "subject_mask", "mask_sha256", _read_mask) if self.with_masks else None
+        mask = self._decode(row, "subject_mask", "mask_sha256", read_mask) if self.with_masks else None
         return row.text("subject_class"), picture, mask
 
     def _prepare_target(self, rows: pa.RecordBatch, index: int) -> Future[Tensor]:
@@ -195,7 +195,8 @@ def _read_picture(data: bytes, size_px: int) -> Tensor:
     return to_pixels(picture)
 
 
-def _read_mask(data: bytes, size_px: int) -> Tensor:
+def read_mask(data: bytes, size_px: int) -> Tensor:
+    """A stored mask (H, W), non-zero = subject. Raises OSError or ValueError for anything else."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as mask:
         _check_size(mask.size, size_px)
         return torch.from_numpy(np.array(mask.convert("L")))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ezigen.config import ConfigurationError, FeatureConfig, FeatureInputs, RayConfig, StackConfig
+from tasks.features.budget import format_gib
 from tasks.features.ownership import Kind, OwnershipBuilder, ShardOwnership, total
 from tasks.features.pairs_set import PairsSet
 from tasks.storage.folder import OutputFolder
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tasks.features.estimates import Estimate
     from tasks.features.hardware import Hardware
     from tasks.features.identity import FeatureIdentity
+    from tasks.features.kept_share import KeptShare
     from tasks.features.model_shape import ModelShape
     from tasks.features.writer import ShardFiles
 
@@ -105,7 +107,9 @@ def plan_features(
     cluster: RayConfig | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> FeaturePlan:
-    """Reads what the pairs' files say of themselves, never their pictures, and decides what is to do. Writes nothing.
+    """Reads what the pairs' files say of themselves, and of their pictures at most some masks; decides what is to do.
+
+    Writes nothing.
 
     `locations` carries the storage options of the pairs, `cluster` says what the run would compute on, `check` is the
     lease's. Raises ConfigurationError if there is no finished set of pairs, if its pictures have another size than the
@@ -125,9 +129,10 @@ def plan_features(
     _check_stored(identity, output)
     owned = read_plan(output, identity, pairs) or _decide(pairs, model, identity.size_px, check)
     hardware = find_hardware(model, fit_cluster(cluster or RayConfig(), model))
-    estimate = _estimate(owned, identity, shape, hardware)
     check()
     done, damaged = find_done(output, identity, owned, verify=inputs.verify)
+    kept = _find_kept(identity, pairs, owned, done)
+    estimate = _estimate(owned, identity, shape, kept, hardware)
     plan = FeaturePlan(
         inputs=inputs,
         config=config,
@@ -165,12 +170,36 @@ def _estimate(
     owned: Mapping[str, ShardOwnership],
     identity: "FeatureIdentity",
     shape: "ModelShape",
+    kept: "KeptShare | float",
     hardware: "Hardware",
 ) -> "Estimate":
     from tasks.features.estimates import estimate
 
     subjects, targets, texts = (total(owned.values(), kind) for kind in ("subjects", "targets", "texts"))
-    return estimate(subjects, targets, texts, identity, cost=shape.cost, hardware=hardware)
+    return estimate(subjects, targets, texts, identity, kept, cost=shape.cost, hardware=hardware)
+
+
+def _find_kept(
+    identity: "FeatureIdentity",
+    pairs: PairsSet,
+    owned: Mapping[str, ShardOwnership],
+    done: Mapping[str, "ShardFiles"],
+) -> "KeptShare | float":
+    """Which tokens a foreground store keeps: by masks of shards to do, or by what is stored if there are none."""
+    from tasks.features.estimates import overhead_bytes, subject_bytes
+    from tasks.features.kept_share import sample_kept_share
+    from tasks.features.schema import SUBJECTS
+
+    if identity.tokens != "foreground":
+        return 1.0
+    to_do = {shard: one for shard, one in owned.items() if shard not in done}
+    share = sample_kept_share(pairs, to_do, identity.blocks)
+    if share is not None:
+        return share
+    stored = [file for shard in done.values() for file in shard.files if file.path.startswith(f"{SUBJECTS}/")]
+    num_rows = sum(file.rows for file in stored)
+    numbers = sum(file.num_bytes for file in stored) - num_rows * overhead_bytes(SUBJECTS, identity)
+    return min(1.0, max(0.0, numbers / (num_rows * subject_bytes(identity, 1.0)))) if num_rows else 1.0
 
 
 # ---- what must not be
@@ -200,13 +229,10 @@ def _check_budget(plan: FeaturePlan) -> None:
     wanted = plan.estimate.total_bytes / 2**30
     if limit and wanted > limit and plan.to_do:
         raise ConfigurationError(
-            f"the feature store would have about {_gib(wanted)} GiB, more than inputs.max_gib allows ({_gib(limit)}); "
-            "raise it, or store less with features.dtype=fp8, features.tokens=foreground or features.policy=latents."
+            f"the feature store would have about {format_gib(wanted)} GiB, more than inputs.max_gib allows "
+            f"({format_gib(limit)}); raise it, or store less with features.dtype=fp8, features.tokens=foreground or "
+            "features.policy=latents."
         )
-
-
-def _gib(size: float) -> str:
-    return f"{size:,.1f}" if size >= 1 else f"{size:.2g}"
 
 
 # ---- what is there

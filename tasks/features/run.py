@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 from ezigen.config import ConfigurationError, RayConfig, StackConfig
 from tasks.cluster.model_memory import worker_memory_bytes
+from tasks.features.budget import ByteBudget
 from tasks.features.build import FeatureWork
 from tasks.features.hardware import fit_cluster
 from tasks.features.manifest import MANIFEST_PATH, write_index, write_store
 from tasks.features.outcome import FeatureOutcome
+from tasks.features.ownership import Kind
 from tasks.features.plan import FLOW, FeaturePlan
 from tasks.features.schema import INDEX, LATENTS, SAMPLES, SUBJECTS, TABLES, TEXTS
 from tasks.features.stored_plan import write_plan
@@ -61,7 +63,7 @@ def run_features(
 
     Ray is started, or joined, only if there is a shard to make. Setting `stop` ends the run early and in order: what
     has finished is stored, and the store stays incomplete. Raises ShardsFailed at the end, after everything else is
-    stored; ConfigurationError, PoolFailed, ClusterLost or LeaseLost when the run cannot go on.
+    stored, and BudgetReached; ConfigurationError, PoolFailed, ClusterLost or LeaseLost when the run cannot go on.
     """
     run = FeaturesRun(plan, output, cluster, locations or Locations(), lease, on_progress, stop or threading.Event())
     previous = output.read_run()
@@ -100,6 +102,9 @@ class _Execution:
         self.shards = dict(run.plan.done)
         self.made: list[str] = []
         self.subjects_made = 0
+        self.budget = _make_budget(run.plan)
+        self.num_workers = run.plan.estimate.hardware.num_workers
+        self.stop = threading.Event()
         self.meter = ShardMeter(
             "subjects",
             run.plan.num_subjects,
@@ -143,16 +148,21 @@ class _Execution:
             self._delete(f"{SAMPLES}/{shard}.parquet")
 
     def _make_shards(self) -> None:
+        """Raises BudgetReached when there is no place for what is missing, after what was begun is stored."""
+        if not self.budget.has_place(self.num_workers):
+            raise self.budget.error()
         run_shards(
             self._make_work(),
             self.plan.to_do,
             cluster=self._cluster(),
             on_report=self._take_report,
-            check=self._check_lease,
-            tick=self.meter.tick,
-            stop=self.run.stop,
+            check=self._check,
+            tick=self._tick,
+            stop=self.stop,
             worker_memory_bytes=worker_memory_bytes(self.plan.model.model),
         )
+        if self.stop.is_set() and not self.run.stop.is_set() and not self._is_complete():
+            raise self.budget.error()
 
     def _make_work(self) -> FeatureWork:
         plan, cluster = self.plan, self._cluster()
@@ -176,6 +186,19 @@ class _Execution:
         self.made.append(report.shard)
         self.subjects_made += report.rows
         self.meter.add(report)
+        self.budget.add(report.shard, sum(file.num_bytes for file in report.files))
+        # Every worker may have begun another shard already, and begin one more before it hears that no more are wanted.
+        if not self.budget.has_place(2 * self.num_workers):
+            self.stop.set()
+
+    def _tick(self, in_flight: int, num_workers: int) -> None:
+        self.num_workers = max(in_flight, num_workers, 1)
+        self.meter.tick(in_flight, num_workers)
+
+    def _check(self) -> None:
+        self._check_lease()
+        if self.run.stop.is_set():
+            self.stop.set()
 
     def _is_complete(self) -> bool:
         return all(shard in self.shards for shard in self.plan.shards)
@@ -254,6 +277,18 @@ class _Execution:
             rows[table] += file.rows
             num_bytes[table] += file.num_bytes
         return rows, num_bytes
+
+
+def _make_budget(plan: FeaturePlan) -> ByteBudget:
+    tables: dict[str, Kind] = {SUBJECTS: "subjects", LATENTS: "targets", TEXTS: "texts"}
+    planned = {
+        shard: plan.estimate.bytes_of({table: one.counts[kind] for table, kind in tables.items()})
+        for shard, one in plan.owned.items()
+    }
+    budget = ByteBudget(plan.inputs.max_gib, planned)
+    for shard, stored in plan.done.items():
+        budget.add(shard, sum(file.num_bytes for file in stored.files))
+    return budget
 
 
 def _placed(model: StackConfig, cluster: RayConfig) -> StackConfig:

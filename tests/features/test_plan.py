@@ -1,21 +1,24 @@
 """The plan: who stores what, what is refused before anything is written, and what is read again on resuming."""
 
+import hashlib
 import json
 import random
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ezigen.config import ConfigurationError, RayConfig
 from tasks.features.manifest import write_store
 from tasks.features.ownership import KINDS, OwnershipBuilder
 from tasks.features.stored_plan import PLAN_PATH, read_plan, write_plan
 from tasks.storage import OutputFolder, RunRecord
-from tests.features.pairs_files import by_reference, make_row, write_pairs
+from tests.features.pairs_files import by_reference, make_row, to_png, write_pairs
 from tests.features.stage import Stage
 
 # ---- ownership
@@ -171,6 +174,41 @@ def test_a_store_that_would_become_too_large(shared, tmp_path, tiny_folder):
     message = refusal(stage, max_gib=gib * 0.99)
     assert "inputs.max_gib" in message
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp8"])
+def test_a_foreground_store_weighs_what_the_masks_of_some_subjects_say(tmp_path, tiny_folder, dtype):
+    def subjects_bytes(sides: tuple[int, ...]) -> tuple[float, int, str]:
+        """Planned and stored bytes of 24 subjects under square masks, and what the plan says of their share."""
+        rows = [make_row(index) for index in range(24)]
+        for index, row in enumerate(rows):
+            mask = np.zeros((32, 32), np.uint8)
+            mask[: sides[index % len(sides)], : sides[index % len(sides)]] = 255
+            row["subject_mask"] = to_png(Image.fromarray(mask))
+            row["mask_sha256"] = hashlib.sha256(row["subject_mask"]).hexdigest()
+        folder = tmp_path / "-".join(map(str, sides))
+        write_pairs(str(folder / "pairs"), rows, pairs_per_shard=8)
+        stage = Stage(folder / "pairs", folder / "store", tiny_folder, tokens="foreground", dtype=dtype)
+        plan = stage.plan()
+        stage.make_here(plan)
+        index = pq.read_table(folder / "store/index.parquet", filters=[("table", "=", "subjects")]).to_pylist()
+        stored = sum(sum(row["lengths"][2:]) for row in index)  # all but the id and the class
+        assert stage.plan().finished
+        return 24 * plan.estimate.bytes_per_subject, stored, dict(plan.describe())["foreground tokens"]
+
+    small, stored_small, told_small = subjects_bytes((4, 8, 12))
+    large, stored_large, told_large = subjects_bytes((24, 28, 32))
+    assert small == pytest.approx(stored_small, rel=0.03)
+    assert large == pytest.approx(stored_large, rel=0.03)
+    assert large > 2 * small
+    assert told_small.endswith("of all numbers, by the masks of 24 subjects")
+    assert int(told_small.split("%")[0]) < 30 < int(told_large.split("%")[0])
+
+
+def test_a_damaged_mask_is_named_by_the_plan(tmp_path, tiny_folder):
+    write_pairs(str(tmp_path / "pairs"), [make_row(0, subject_mask=b"no picture")])
+    stage = Stage(tmp_path / "pairs", tmp_path / "store", tiny_folder, tokens="foreground")
+    assert f"{tmp_path / 'pairs'}/pairs/r0-00000.parquet is damaged" in refusal(stage)
 
 
 @pytest.mark.parametrize(

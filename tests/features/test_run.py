@@ -1,6 +1,7 @@
 """Runs of precompute_features: the same bytes whatever the number of workers, the store, and what is killed."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from ezigen.config import ConfigurationError, RayConfig, StackConfig
+from tasks.features.budget import BudgetReached
 from tasks.features.hardware import fit_cluster
 from tasks.features.reader import FeatureStore
 from tasks.features.run import index_features
@@ -165,6 +167,32 @@ def test_a_stopped_run_goes_on_where_it_ended_even_beside_damaged_pairs(
     assert stage.run(cluster=cluster).shards_made == 1
     assert stored_bytes(store) == stored_bytes(reference)
     assert {name: modified(store)[name] for name in times} == times  # nothing was made twice
+
+
+def test_a_run_ends_at_its_budget_and_a_larger_one_lets_it_go_on(pairs, reference, tmp_path, tiny_folder, ray_address):
+    store, cluster = tmp_path / "store", RayConfig(address=ray_address, num_workers=1)
+    stage = Stage(pairs, store, tiny_folder)
+    whole = sum(path.stat().st_size for path in reference.glob("*/*.parquet")) / 2**30
+    plan = stage.plan()
+
+    def limited(gib: float):  # as if the plan had reckoned with less than there is
+        return dataclasses.replace(stage.plan(), inputs=plan.inputs.model_copy(update={"max_gib": gib}))
+
+    with pytest.raises(BudgetReached, match=r"inputs\.max_gib .*run again, it continues"):
+        stage.run(limited(0.5 * whole), cluster=cluster)
+    kept = modified(store)
+    assert 1 <= len(kept) < NUM_SHARDS
+    assert sum(path.stat().st_size for path in store.glob("*/*.parquet")) / 2**30 <= 0.5 * whole
+    assert state_of(store) == "failed"
+    assert not (store / "manifest.json").exists()
+    with pytest.raises(BudgetReached):
+        stage.run(limited(sum(path.stat().st_size for path in store.glob("*/*.parquet")) / 2**30), cluster=NO_RAY)
+    assert modified(store) == kept
+
+    outcome = stage.run(limited(1.05 * whole), cluster=cluster)
+    assert (outcome.state, outcome.shards_kept) == ("finished", len(kept))
+    assert stored_bytes(store) == stored_bytes(reference)
+    assert {name: modified(store)[name] for name in kept} == kept
 
 
 def test_a_killed_driver_leaves_nothing_that_the_next_run_does_not_finish(
