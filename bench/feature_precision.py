@@ -79,7 +79,7 @@ def main() -> None:
     fingerprint, classes, features = encode_products(options.model, options.subjects)
     shape, found = ModelShape.of(options.model), {}
     for dtype in PRECISIONS:
-        identity = FeatureIdentity.of(fingerprint, shape, FeatureConfig(dtype=dtype))
+        identity = FeatureIdentity.of(fingerprint, shape, FeatureConfig(dtype=dtype), network_dtype="fp32")
         with tempfile.TemporaryDirectory(prefix="ezigen-bench-") as folder:
             found[dtype] = store_and_read(Path(folder), identity, classes, features)
     print(f"{len(classes)} subjects of {options.model}: error (largest error)")

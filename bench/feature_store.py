@@ -59,7 +59,7 @@ def write(
 ) -> float:
     """A store of random subjects with a disc of 30 % as their mask; returns the seconds that writing took."""
     output = OutputFolder(str(folder))
-    identity = FeatureIdentity.of("0" * 32, SHAPE, FeatureConfig(dtype=dtype, tokens=tokens))
+    identity = FeatureIdentity.of("0" * 32, SHAPE, FeatureConfig(dtype=dtype, tokens=tokens), network_dtype="fp32")
     write_store(output, identity, row_group_mib=row_group_mib)
     seconds = 0.0
     ids = [subject_id(f"{index:064x}", "cup") for index in range(num_subjects)]

@@ -115,6 +115,7 @@ def _row(n: int, subject: bytes, target: bytes, size_px: int) -> dict[str, Any]:
         "target_format": "jpeg",
         "target_sha256": hashlib.sha256(target).hexdigest(),
         "target_uri": "",
+        "target_source_sha256": "",
         **dict.fromkeys(("target_crop", "subject_box", "target_box"), box),
         "flipped": False,
         "mask_share": 0.1,

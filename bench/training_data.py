@@ -67,7 +67,7 @@ def shape_of(stack: Stack) -> ModelShape:
 
 def write(folder: Path, shape: ModelShape, config: FeatureConfig, num_pairs: int) -> None:
     """A store of pairs that share nothing."""
-    output, identity = OutputFolder(str(folder)), FeatureIdentity.of("0" * 32, shape, config)
+    output, identity = OutputFolder(str(folder)), FeatureIdentity.of("0" * 32, shape, config, network_dtype="fp32")
     write_store(output, identity)
     ids = [text_id(str(number)) for number in range(num_pairs)]
     with FeatureShardWriter(output, identity, SHARD) as writer:

@@ -1,6 +1,7 @@
 """Units to pairs: reads the pictures, cuts them, and says why a candidate is no pair."""
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class Pair:
     pictures: PairPictures
     target_uri: str
     """The picture or frame that the target is cut from."""
+    target_source_sha256: str
+    """Of that file's bytes."""
     frame_distance: int | None
     """Of a video: how far the two frames are apart, counted in the frames that show the object."""
     mask_share: float
@@ -115,11 +118,17 @@ class _Opener:
     def __init__(self, read: ReadPicture, limits: PictureLimits) -> None:
         self._read = read
         self._limits = limits
+        self._sha256: dict[str, str] = {}
+
+    def sha256(self, uri: str) -> str:
+        """Of the bytes of a picture that was opened."""
+        return self._sha256[uri]
 
     def picture(self, uri: str, height: int = 0, width: int = 0) -> Image.Image:
         """A picture (RGB, upright) of the size that the annotations say, unless they say none (0)."""
         limits = self._limits
         data = self._bytes(uri)
+        self._sha256[uri] = hashlib.sha256(data).hexdigest()
         try:
             picture = decode_picture(data, max_side_px=limits.max_side_px, max_pixels=limits.max_pixels).rgb
         except ItemError as error:
@@ -193,6 +202,7 @@ class _CocoBuilder:
     def __init__(self, unit: Unit, config: PairConfig, opener: _Opener) -> None:
         self._unit = unit
         self._config = config
+        self._opener = opener
         self._given = given = msgspec.json.decode(unit.payload, type=CocoPicture)
         self._pictures = _Remembered(lambda _: opener.picture(given.uri, given.height, given.width))
 
@@ -218,6 +228,7 @@ class _CocoBuilder:
             caption=given.caption,
             pictures=make_coco_pair(picture, mask, config, pair_rng(config.seed, pair_id)),
             target_uri=given.uri,
+            target_source_sha256=self._opener.sha256(given.uri),
             frame_distance=None,
             mask_share=float(mask.mean()),
         )
@@ -282,6 +293,7 @@ class _VideoBuilder:
             caption=caption_of_video(given.subject_class),
             pictures=pictures,
             target_uri=given.frames[other].uri,
+            target_source_sha256=self._opener.sha256(given.frames[other].uri),
             frame_distance=other - start,
             mask_share=float(subject_mask.mean()),
         )

@@ -57,7 +57,9 @@ class FeatureWork:
         if not torch.cuda.is_available() or self.model.device == "cpu":
             torch.set_num_threads(self.num_threads)
         started_s = time.perf_counter()
-        self._encoder = FeatureEncoder.load(self.model, self.identity, self.config.batch_size)
+        # "auto" was decided when the run was planned: a store never mixes what two precisions say.
+        model = self.model.model_copy(update={"dtype": self.identity.network_dtype})
+        self._encoder = FeatureEncoder.load(model, self.identity, self.config.batch_size)
         logger.info("loaded %s in %.1f s", self.model.model, time.perf_counter() - started_s)
 
     def make(self, shard: str) -> ShardReport:

@@ -14,8 +14,13 @@ _AGAIN = "write another store with precompute_features for it, or use the store 
 _REMEDIES = {
     "model_fingerprint": f"use the model that the store was made with, or {_AGAIN}",
     "size_px": f"use pictures of that size, or {_AGAIN}",
+    "network_dtype": f"set model.dtype to what the store was made with, or {_AGAIN}",
 }
 _NAMES = {"model_fingerprint": "model"}
+
+PREPROCESSING = 1
+"""Raised when the same stored picture, mask or text reaches the networks as other numbers than before, or other tokens
+are kept: decoding, scaling to [-1, 1], cutting targets again, tokenizing, touched cells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,9 @@ class FeatureIdentity:
     policy: str
     """features: the tokens of every block; latents: the subject's latent only."""
     dtype: str
-    """fp16, bf16 or fp8, of the tokens."""
+    """fp16, bf16 or fp8, in which the tokens are stored."""
+    network_dtype: str
+    """fp32, bf16 or fp16, in which the networks computed them."""
     tokens: str
     """all, or foreground: those that the subject's mask touches."""
     text_embeddings: bool
@@ -43,12 +50,19 @@ class FeatureIdentity:
     blocks: tuple[BlockLayout, ...]
     """In the order of registration; empty for policy latents."""
     template: str = SUBJECT_PROMPT
+    preprocessing: int = PREPROCESSING
 
     @classmethod
     def of(
-        cls, fingerprint: str, shape: ModelShape, config: FeatureConfig, *, template: str = SUBJECT_PROMPT
+        cls,
+        fingerprint: str,
+        shape: ModelShape,
+        config: FeatureConfig,
+        *,
+        network_dtype: str,
+        template: str = SUBJECT_PROMPT,
     ) -> "FeatureIdentity":
-        """The identity of a store that this configuration makes with a model."""
+        """The identity of a store that this configuration makes with a model, whose networks have this precision."""
         latents_only = config.policy == "latents"
         return cls(
             model_fingerprint=fingerprint,
@@ -56,6 +70,7 @@ class FeatureIdentity:
             size_px=shape.size_px,
             policy=config.policy,
             dtype=config.dtype,
+            network_dtype=network_dtype,
             tokens="all" if latents_only else config.tokens,
             text_embeddings=config.text_embeddings,
             latent_shape=shape.latent_shape,

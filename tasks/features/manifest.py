@@ -18,7 +18,7 @@ from tasks.storage.filesystems import classify, describe_error, with_retries
 from tasks.storage.folder import OutputFolder
 from tasks.storage.stored_file import StoredFile
 
-KIND, VERSION = "features", 1
+KIND, VERSION = "features", 2
 STORE_PATH, INDEX_PATH, MANIFEST_PATH = "store.json", "index.parquet", "manifest.json"
 _CHUNK_BYTES = 8 * 2**20
 _PARALLEL_READS = 8

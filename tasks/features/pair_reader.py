@@ -24,7 +24,7 @@ from tasks.features.schema import SAMPLE_COLUMNS
 from tasks.storage.locations import Locations, locate
 
 _SAMPLES_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in (*SAMPLE_COLUMNS, "source")])
-_PICTURE_COLUMNS = ("pair_id", "source", "subject", "target")
+_PICTURE_COLUMNS = ("pair_id", "source", "subject", "target", "target_uri")
 _MAX_SIDE_PX, _MAX_PIXELS = 2**16, 2**30
 """Of the sources of targets; build_pairs has decoded them all."""
 
@@ -59,7 +59,9 @@ Batch = Subjects | Targets | Texts
 
 
 class ReferenceLost(RuntimeError):  # noqa: N818
-    """A picture that pairs refer to cannot be read any more. The message names it and says what to do."""
+    """A picture that pairs refer to cannot be read any more, or is another one now. The message names it and says what
+    to do.
+    """
 
 
 @dataclass
@@ -153,7 +155,13 @@ class PairReader:
         folder = locate(uri).parent.uri
         allowed = replace(self.locations, allowed_roots=(folder,), base_uri=folder)
         try:
-            picture = decode_picture(allowed.read_bytes(uri), max_side_px=_MAX_SIDE_PX, max_pixels=_MAX_PIXELS)
+            data = allowed.read_bytes(uri)
+            if hashlib.sha256(data).hexdigest() != row.text("target_source_sha256"):
+                raise ReferenceLost(
+                    f"the target of pair {row.text('pair_id')} is cut from {uri}, which is another picture now (its "
+                    "SHA-256 is not the one in the pair's row). Put the data set back, or build the pairs again."
+                )
+            picture = decode_picture(data, max_side_px=_MAX_SIDE_PX, max_pixels=_MAX_PIXELS)
         except ItemError as error:
             raise ReferenceLost(
                 f"the target of pair {row.text('pair_id')} is not where it was: {error}. Put the data set back, or "

@@ -117,7 +117,7 @@ def plan_features(
     other pairs, naming what differs.
     """
     from ezigen.models import model_fingerprint
-    from tasks.features.hardware import find_hardware, fit_cluster
+    from tasks.features.hardware import find_hardware, fit_cluster, network_dtype
     from tasks.features.identity import FeatureIdentity
     from tasks.features.model_shape import ModelShape
     from tasks.features.stored_plan import read_plan
@@ -125,14 +125,15 @@ def plan_features(
     _check_output(inputs, output)
     pairs = PairsSet.open(inputs.pairs_uri, locations)
     shape = ModelShape.of(model.model)
-    identity = FeatureIdentity.of(model_fingerprint(model.model), shape, config)
+    cluster = fit_cluster(cluster or RayConfig(), model)
+    precision = network_dtype(model, cluster)
+    identity = FeatureIdentity.of(model_fingerprint(model.model), shape, config, network_dtype=precision)
     _check_stored(identity, output)
     owned = read_plan(output, identity, pairs) or _decide(pairs, model, identity.size_px, check)
-    hardware = find_hardware(model, fit_cluster(cluster or RayConfig(), model))
     check()
     done, damaged = find_done(output, identity, owned, verify=inputs.verify)
     kept = _find_kept(identity, pairs, owned, done)
-    estimate = _estimate(owned, identity, shape, kept, hardware)
+    estimate = _estimate(owned, identity, shape, kept, find_hardware(model, cluster))
     plan = FeaturePlan(
         inputs=inputs,
         config=config,

@@ -17,7 +17,7 @@ from torch import Tensor
 from ezigen.config import ConfigurationError
 from ezigen.subject import SubjectFeatures
 from tasks.features.foreground import finest_side, kept_tokens, unpack_cells
-from tasks.features.identity import FeatureIdentity
+from tasks.features.identity import PREPROCESSING, FeatureIdentity
 from tasks.features.index import TableIndex
 from tasks.features.manifest import INDEX_PATH, STORE_PATH, find_damage, read_manifest, read_store
 from tasks.features.packing import PackedFeatures
@@ -131,7 +131,8 @@ class FeatureStore:
     ) -> "FeatureStore":
         """The store at a location.
 
-        expect: the identity, or some of its fields (model_fingerprint, t_sub, size_px, ...), that it must have.
+        expect: the identity, or some of its fields (model_fingerprint, t_sub, size_px, ...), that it must have;
+        `preprocessing` must be this package's unless another one is named.
         check: compare checksums on every read; None does so for what comes over a network.
         Raises ConfigurationError for one that differs, that is unfinished, or that is no feature store.
         """
@@ -142,7 +143,9 @@ class FeatureStore:
                 f"{output.root_uri} is no feature store: {STORE_PATH} is missing; give the folder that "
                 "precompute_features wrote."
             )
-        identity.check(expect or {}, f"the feature store {output.root_uri}")
+        if not isinstance(expect, FeatureIdentity):
+            expect = {"preprocessing": PREPROCESSING, **(expect or {})}
+        identity.check(expect, f"the feature store {output.root_uri}")
         manifest = read_manifest(output)
         if manifest is None:
             raise ConfigurationError(

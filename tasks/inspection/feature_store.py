@@ -135,9 +135,11 @@ def find_samples(output: OutputFolder, store: "FeatureStore", subject_ids: set[s
 
 
 def _open(output: OutputFolder) -> "FeatureStore":
+    from tasks.features.manifest import read_store
     from tasks.features.reader import FeatureStore
 
-    return FeatureStore.open(output.root_uri, output.locations)
+    # What another version of this package made is shown too.
+    return FeatureStore.open(output.root_uri, output.locations, expect=read_store(output))
 
 
 def _find_subject(store: "FeatureStore", output: OutputFolder, wanted: str) -> str:
@@ -221,6 +223,7 @@ def _identity_facts(identity: "FeatureIdentity") -> list[tuple[str, str]]:
         ("prompt", identity.template),
         ("pictures", f"{identity.size_px} px"),
         ("policy", identity.policy),
+        ("computed in", f"{identity.network_dtype}, preprocessing version {identity.preprocessing}"),
         ("stored as", f"{identity.dtype}, tokens {identity.tokens}"),
         ("latents", "x".join(map(str, identity.latent_shape))),
         ("texts", f"{identity.text_shape[0]} tokens" + _embedding_note(identity)),

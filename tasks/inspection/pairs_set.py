@@ -1,5 +1,6 @@
 """A set of pairs, and one pair of it."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -146,10 +147,12 @@ def _target(row: Row, locations: Locations) -> tuple[Image.Image | None, str]:
         return decode_picture(row["target"], min_side_px=1).rgb, ""
     place = locate(row["target_uri"])
     try:
-        data = locations.filesystem(place).cat_file(place.path)
-        picture = decode_picture(bytes(data), min_side_px=1).rgb
+        data = bytes(locations.filesystem(place).cat_file(place.path))
+        picture = decode_picture(data, min_side_px=1).rgb
     except Exception as error:  # noqa: BLE001 - the data set may be anywhere, or gone; the pair can be shown without
         return None, f"target {row['target_uri']} cannot be read: {describe_error(error)}"
+    if hashlib.sha256(data).hexdigest() != row["target_source_sha256"]:
+        return None, f"target {row['target_uri']} is another picture now"
     return cut_target(picture, Box(*row["target_crop"]), row["size_px"]), ""
 
 

@@ -37,6 +37,7 @@ def encode_pair(pair: Pair, config: PairConfig) -> dict[str, Any]:
         "target_format": config.picture_format if embedded else None,
         "target_sha256": _sha256(target) if target is not None else None,
         "target_uri": pair.target_uri,
+        "target_source_sha256": pair.target_source_sha256,
         "target_crop": pictures.target_crop.to_list(),
         "subject_box": pictures.subject_box.to_list(),
         "target_box": pictures.target_box.to_list(),

@@ -22,6 +22,7 @@ PAIRS_SCHEMA = pa.schema(
         pa.field("target_format", pa.string()),
         pa.field("target_sha256", pa.string()),
         pa.field("target_uri", pa.string(), nullable=False),
+        pa.field("target_source_sha256", pa.string(), nullable=False),
         pa.field("target_crop", _BOX, nullable=False),
         pa.field("subject_box", _BOX, nullable=False),
         pa.field("target_box", _BOX, nullable=False),
@@ -33,7 +34,7 @@ PAIRS_SCHEMA = pa.schema(
 )
 """One row per pair, sorted by pair_id within a shard. Masks are PNG, 255 = subject; boxes are x, y, width, height:
 target_crop and subject_box in pixels of the source picture, target_box in pixels of the stored target. `target` is null
-where targets are stored by reference (target_uri and target_crop)."""
+where targets are stored by reference (target_uri and target_crop); target_source_sha256 is that of the file there."""
 
 REFUSALS_SCHEMA = pa.schema(
     [

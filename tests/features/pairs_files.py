@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,7 @@ def make_row(
         "target_format": "png",
         "target_sha256": hashlib.sha256(pictures["target"]).hexdigest(),
         "target_uri": "/nowhere.png",
+        "target_source_sha256": hashlib.sha256(b"nowhere").hexdigest(),
         "target_crop": [0.0, 0.0, float(size_px), float(size_px)],
         "subject_box": [1.0, 2.0, 3.0, 4.0],
         "target_box": [1.0, 2.0, 3.0, 4.0],
@@ -88,10 +90,12 @@ def make_row(
     }
 
 
-def by_reference(row: Row, target_uri: str, crop: Sequence[float]) -> Row:
-    """The row with its target as a part of another picture."""
+def by_reference(row: Row, target_uri: str, crop: Sequence[float], source: bytes | None = None) -> Row:
+    """The row with its target as a part of another picture, whose file is read unless its bytes are given."""
     absent = dict.fromkeys(("target", "target_format", "target_sha256"))
-    return {**row, **absent, "target_uri": target_uri, "target_crop": list(crop)}
+    data = Path(target_uri).read_bytes() if source is None else source
+    digest = hashlib.sha256(data).hexdigest()
+    return {**row, **absent, "target_uri": target_uri, "target_source_sha256": digest, "target_crop": list(crop)}
 
 
 def write_pairs(

@@ -70,7 +70,7 @@ def subject_class(number: int) -> str:
 
 
 def identity_of(shape: ModelShape = SHAPE, **config) -> FeatureIdentity:
-    return FeatureIdentity.of("f" * 32, shape, FeatureConfig(**config))
+    return FeatureIdentity.of("f" * 32, shape, FeatureConfig(**config), network_dtype="fp32")
 
 
 def random_features(number: int, blocks=BLOCKS, count: int = 1) -> SubjectFeatures:

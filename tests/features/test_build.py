@@ -1,5 +1,6 @@
 """One shard after the other, without Ray: what is stored is what the networks say, whatever the division."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -188,6 +189,22 @@ def test_other_t_sub_and_precision(stage, tmp_path, tiny_folder, tiny_stack):
         assert torch.equal(tokens[0], wanted.tokens[name][0].bfloat16())
 
 
+def test_the_networks_have_the_precision_that_the_identity_names(stage, tmp_path, tiny_folder):
+    """Also where "auto" would choose another one, as on a worker of another kind."""
+    write_pairs(str(tmp_path / "pairs"), ROWS[:1])
+    half = Stage(tmp_path / "pairs", tmp_path / "store", tiny_folder)
+    plan = half.plan()
+    identity = dataclasses.replace(plan.identity, network_dtype="bf16")
+    store = half.make_here(dataclasses.replace(plan, identity=identity))
+    encoder = SubjectEncoder(load_stack(str(tiny_folder), device="cpu", dtype="bf16"))
+    wanted = encoder.encode(pixels_of(ROWS[0]).expand(BATCH, -1, -1, -1), ["cup"] * BATCH, t_sub=1)
+    whole = stage.open().read_subject(subject_id_of(ROWS[0]))
+    found = store.read_subject(subject_id_of(ROWS[0]))
+    for name, tokens in found.tokens.items():
+        assert torch.equal(tokens[0], wanted.tokens[name][0].half())
+        assert not torch.equal(tokens[0], whole.tokens[name][0])
+
+
 def test_targets_by_reference_are_cut_as_stored_ones_are(tmp_path, tiny_folder, tiny_stack):
     scene = make_picture("scene", 80)
     scene.save(tmp_path / "scene.png")
@@ -199,6 +216,12 @@ def test_targets_by_reference_are_cut_as_stored_ones_are(tmp_path, tiny_folder, 
     (sample,) = next(iter(store.samples())).to_pylist()
     wanted = encode_pictures(tiny_stack, pixels_of(stored, "target")[None])[0]
     torch.testing.assert_close(store.read_target(sample["target_id"]).mean, wanted, atol=1e-3, rtol=1e-3)
+
+    make_picture("another scene", 80).save(tmp_path / "scene.png")
+    replaced = Stage(tmp_path / "pairs", tmp_path / "replaced", tiny_folder)
+    with pytest.raises(ReferenceLost, match=r"coco/train/000000/1.*scene\.png, which is another picture now"):
+        replaced.make_here()
+    assert not list((tmp_path / "replaced").glob("*/*.parquet"))
 
     (tmp_path / "scene.png").unlink()
     other = Stage(tmp_path / "pairs", tmp_path / "other", tiny_folder)

@@ -104,12 +104,18 @@ def test_hours_are_those_of_the_cluster_that_the_run_would_use(shared, tmp_path,
 
 
 def test_references_are_the_same_target_only_if_picture_and_crop_are(tmp_path, tiny_folder):
-    crops = [[0, 0, 20, 20], [0, 0, 20, 20], [0, 0, 21, 21], [0, 0, 20, 20]]
-    uris = ["/a.png", "/a.png", "/a.png", "/b.png"]
-    rows = [by_reference(make_row(i), uri, crop) for i, (uri, crop) in enumerate(zip(uris, crops, strict=True))]
+    sources = [
+        ("/a.png", b"a", [0, 0, 20, 20]),
+        ("/a.png", b"a", [0, 0, 20, 20]),
+        ("/a.png", b"a", [0, 0, 21, 21]),
+        ("/b.png", b"b", [0, 0, 20, 20]),
+        ("/a.png", b"replaced", [0, 0, 20, 20]),
+        ("/copy of a.png", b"a", [0, 0, 20, 20]),
+    ]
+    rows = [by_reference(make_row(i), uri, crop, data) for i, (uri, data, crop) in enumerate(sources)]
     write_pairs(str(tmp_path / "pairs"), rows, pairs_per_shard=1)
     plan = Stage(tmp_path / "pairs", tmp_path / "store", tiny_folder).plan()
-    assert [one.counts["targets"] for one in plan.owned.values()] == [1, 0, 1, 1]
+    assert [one.counts["targets"] for one in plan.owned.values()] == [1, 0, 1, 1, 1, 0]
 
 
 def test_a_stored_plan_is_used_without_looking_at_the_pairs_again(shared, tmp_path, tiny_folder):
@@ -218,6 +224,17 @@ def test_a_store_of_other_features(shared, tmp_path, tiny_folder, changes, named
     stage = Stage(shared, tmp_path / "store", tiny_folder)
     write_store(stage.output, stage.plan().identity)
     assert named in refusal(Stage(shared, tmp_path / "store", tiny_folder, **changes))
+
+
+def test_a_store_that_another_precision_of_the_networks_began(shared, tmp_path, tiny_folder):
+    stage = Stage(shared, tmp_path / "store", tiny_folder)
+    identity = stage.plan().identity
+    assert identity.network_dtype == "fp32"  # "auto" on a CPU
+    write_store(stage.output, identity)
+    stage.model = stage.model.model_copy(update={"dtype": "bf16"})
+    message = refusal(stage)
+    assert "network_dtype fp32, but network_dtype bf16 is wanted" in message
+    assert "set model.dtype" in message
 
 
 def test_a_store_of_other_pairs(shared, tmp_path, tiny_folder):

@@ -1,5 +1,6 @@
 """The feature store: what goes in comes out, by id, in order, and with plain pyarrow."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -27,6 +28,7 @@ from tasks.features import (
 )
 from tasks.features.block_pool import BlockPool
 from tasks.features.foreground import kept_tokens, pack_cells, unpack_cells
+from tasks.features.identity import PREPROCESSING
 from tasks.storage import OutputFolder
 from tests.features.stores import (
     BLOCKS,
@@ -316,12 +318,26 @@ class TestRefusals:
             ("t_sub", 300, "with t_sub 1, but t_sub 300 is wanted"),
             ("size_px", 512, "with size_px 64, but size_px 512 is wanted"),
             ("dtype", "fp8", "with dtype fp16, but dtype fp8 is wanted"),
+            ("network_dtype", "bf16", "with network_dtype fp32, but network_dtype bf16 is wanted; set model.dtype"),
+            ("preprocessing", 0, f"with preprocessing {PREPROCESSING}, but preprocessing 0 is wanted"),
         ],
     )
     def test_another_model_t_sub_or_size_is_refused_by_name(self, tmp_path, field, value, shown):
         write_features(tmp_path, num_shards=1)
         with pytest.raises(ConfigurationError, match=re.escape(shown)):
             FeatureStore.open(str(tmp_path), expect={field: value})
+
+    def test_what_was_preprocessed_otherwise_is_read_only_by_name(self, tmp_path):
+        output = OutputFolder(str(tmp_path))
+        identity = dataclasses.replace(identity_of(), preprocessing=PREPROCESSING + 1)
+        write_store(output, identity)
+        write_index(output, identity, {"r0-00000": write_shard(output, identity, "r0-00000", range(2))})
+        shown = f"with preprocessing {PREPROCESSING + 1}, but preprocessing {PREPROCESSING} is wanted"
+        with pytest.raises(ConfigurationError, match=shown):
+            FeatureStore.open(str(tmp_path))
+        with pytest.raises(ConfigurationError, match=shown):
+            FeatureStore.open(str(tmp_path), expect={"t_sub": 1})
+        assert len(FeatureStore.open(str(tmp_path), expect=identity)) == 2
 
     def test_a_whole_identity_is_compared_field_by_field(self, tmp_path):
         written = write_features(tmp_path, num_shards=1)

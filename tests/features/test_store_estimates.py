@@ -118,8 +118,9 @@ class TestModelShape:
             name: tuple(tokens.shape) for name, tokens in features.tokens.items()
         }
         assert (shape.size_px, shape.latent_shape) == (stack.image_size_px, stack.latent_shape)
-        identity = FeatureIdentity.of(model_fingerprint(folder), shape, FeatureConfig(t_sub=7))
+        identity = FeatureIdentity.of(model_fingerprint(folder), shape, FeatureConfig(t_sub=7), network_dtype="bf16")
         assert (identity.t_sub, identity.model_fingerprint) == (7, stack.fingerprint)
+        assert identity.network_dtype == "bf16"
 
     def test_it_counts_what_performance_is_reckoned_with(self, tmp_path):
         """SD2.1-base: 0.804, 1.12 and 0.045 T."""

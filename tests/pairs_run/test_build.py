@@ -39,7 +39,9 @@ def test_targets_by_reference_can_be_cut_again(world, tmp_path):
     for row in rows:
         assert row["target"] is row["target_format"] is row["target_sha256"] is None
         assert row["subject_sha256"] == whole[row["pair_id"]]["subject_sha256"]
-        source = decode_picture(Path(row["target_uri"]).read_bytes()).rgb
+        data = Path(row["target_uri"]).read_bytes()
+        assert row["target_source_sha256"] == hashlib.sha256(data).hexdigest()
+        source = decode_picture(data).rgb
         again = np.asarray(cut_target(source, Box.from_list(row["target_crop"]), row["size_px"]))
         stored = np.asarray(Image.open(io.BytesIO(whole[row["pair_id"]]["target"])))
         np.testing.assert_array_equal(again, stored)
