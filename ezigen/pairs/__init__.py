@@ -10,7 +10,7 @@ from ezigen.pairs.crops import (
     square_around,
 )
 from ezigen.pairs.masks import Mask, bounding_box, connected_share, decode_segmentation, mask_of_value
-from ezigen.pairs.refusal import Refusal, RefusalReason
+from ezigen.pairs.refusal import SELECTION, Refusal, RefusalReason
 from ezigen.pairs.selection import (
     check_distance,
     check_frames,
@@ -25,6 +25,7 @@ from ezigen.pairs.selection import (
 )
 
 __all__ = [
+    "SELECTION",
     "Box",
     "Mask",
     "PairPictures",

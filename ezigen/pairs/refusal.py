@@ -34,6 +34,22 @@ class RefusalReason(StrEnum):
     TARGET_BOX_TOO_LARGE = "target_box_too_large"
 
 
+SELECTION = frozenset(
+    {
+        RefusalReason.CROWD,
+        RefusalReason.AREA_TOO_SMALL,
+        RefusalReason.NOT_RANKED,
+        RefusalReason.TOO_FEW_FRAMES,
+        RefusalReason.DISCONNECTED,
+        RefusalReason.MASK_TOO_SMALL,
+        RefusalReason.MASK_TOO_LARGE,
+        RefusalReason.SUBJECT_BOX_TOO_SMALL,
+        RefusalReason.TARGET_BOX_TOO_LARGE,
+    }
+)
+"""Reasons that are nothing wrong with the data set."""
+
+
 class Refusal(Exception):  # noqa: N818 - no error of the program: one candidate among many is left out
     """One candidate cannot become a pair; every other one can. The message names what is wrong with it."""
 

@@ -2,13 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, TypeVar
 
 import msgspec
 
 from ezigen.config import CocoSelection
 from ezigen.pairs import Refusal, RefusalReason, check_object, rank_objects
+from tasks.datasets.defects import Defect, ReadingLog
 from tasks.datasets.folder import DatasetFolder
 from tasks.datasets.units import CocoObject, CocoPicture, Unit
 from tasks.storage.locations import Locations
@@ -45,15 +46,20 @@ class CocoReader:
         self._check()
         return "; ".join(self._folder.signature(name) for split in self._splits for name in _files(split))
 
-    def read(self, selection: CocoSelection, refused: Counts | None = None) -> Iterator[Unit]:
+    def read(
+        self,
+        selection: CocoSelection,
+        refused: Counts | None = None,
+        on_defect: Callable[[Defect], None] | None = None,
+    ) -> Iterator[Unit]:
         """The pictures that have subjects, in the files' order; what is left out is counted in `refused`.
 
-        Holds one split's annotation file in memory and, of its objects, those that may be subjects. Raises
-        ConfigurationError if a file is absent or damaged.
+        `on_defect` gets what is wrong with the data set, entry by entry. Holds one split's annotation file in memory
+        and, of its objects, those that may be subjects. Raises ConfigurationError if a file is absent or damaged.
         """
         self._check()
         for split in self._splits:
-            yield from _SplitReader(self._folder, split, selection, Counter() if refused is None else refused).read()
+            yield from _SplitReader(self._folder, split, selection, ReadingLog("coco", refused, on_defect)).read()
 
     def _check(self) -> None:
         wanted = [name for split in self._splits for name in (*_files(split), f"{split}2014")]
@@ -111,11 +117,11 @@ class _Captions(msgspec.Struct):
 class _SplitReader:
     """One reading of one split."""
 
-    def __init__(self, folder: DatasetFolder, split: Split, selection: CocoSelection, refused: Counts) -> None:
+    def __init__(self, folder: DatasetFolder, split: Split, selection: CocoSelection, log: ReadingLog) -> None:
         self._folder = folder
         self._split = split
         self._selection = selection
-        self._refused = refused
+        self._log = log
         self._classes: dict[Id, str] = {}
 
     def read(self) -> Iterator[Unit]:
@@ -130,8 +136,8 @@ class _SplitReader:
             unit = None if found is None else self._unit(image, found, captions.get(image.id, ""))
             if unit is not None:
                 yield unit
-        # What is left belongs to pictures that the file does not list.
-        self._count(RefusalReason.PICTURE_MISSING, sum(map(len, objects.values())))
+        for image_id, left in objects.items():
+            self._refuse(left, image_id, RefusalReason.PICTURE_MISSING, f"the picture {image_id} is not listed")
 
     def _read_captions(self) -> dict[Id, str]:
         """The longest caption by picture, the first of equally long ones."""
@@ -159,52 +165,57 @@ class _SplitReader:
         except msgspec.ValidationError as error:
             raise self._folder.invalid(name, error) from error
         return _Instances(
-            list(self._each(lenient.images, msgspec.json.Decoder(_Image))),
-            list(self._each(lenient.annotations, msgspec.json.Decoder(_Object))),
+            list(self._each("images", lenient.images, msgspec.json.Decoder(_Image))),
+            list(self._each("annotations", lenient.annotations, msgspec.json.Decoder(_Object))),
             lenient.categories,
         )
 
-    def _each(self, entries: list[msgspec.Raw], decoder: msgspec.json.Decoder[T]) -> Iterator[T]:
-        for entry in entries:
+    def _each(self, name: str, entries: list[msgspec.Raw], decoder: msgspec.json.Decoder[T]) -> Iterator[T]:
+        for number, entry in enumerate(entries):
             try:
                 yield decoder.decode(entry)
-            except msgspec.ValidationError:
-                self._count(RefusalReason.ANNOTATION_INVALID)
+            except msgspec.ValidationError as error:
+                self._log.refuse(f"{self._split}/{name}[{number}]", RefusalReason.ANNOTATION_INVALID, str(error))
 
     def _group(self, objects: Iterable[_Object]) -> dict[Id, list[_Object]]:
         """Those that may be subjects, by picture."""
         groups: dict[Id, list[_Object]] = {}
         for entry in objects:
             reason = check_object(entry.area, bool(entry.iscrowd), self._selection)
-            if reason is None and entry.category_id not in self._classes:
-                reason = RefusalReason.CLASS_UNKNOWN
-            if reason is None:
-                groups.setdefault(entry.image_id, []).append(entry)
+            if reason is not None:
+                self._log.leave_out(reason)
+            elif entry.category_id not in self._classes:
+                message = f"the category {entry.category_id} is not listed"
+                self._refuse([entry], entry.image_id, RefusalReason.CLASS_UNKNOWN, message)
             else:
-                self._count(reason)
+                groups.setdefault(entry.image_id, []).append(entry)
         return groups
 
     def _unit(self, image: _Image, found: list[_Object], caption: str) -> Unit | None:
         distinct = list({entry.id: entry for entry in reversed(found)}.values())[::-1]
-        self._count(RefusalReason.DUPLICATE_ID, len(found) - len(distinct))
+        first = {id(entry) for entry in distinct}
+        again = [entry for entry in found if id(entry) not in first]
+        self._refuse(again, image.id, RefusalReason.DUPLICATE_ID, "an earlier annotation of the picture has this id")
         kept = [distinct[i] for i in rank_objects([e.area for e in distinct], [False] * len(distinct), self._selection)]
-        self._count(RefusalReason.NOT_RANKED, len(distinct) - len(kept))
+        self._log.leave_out(RefusalReason.NOT_RANKED, len(distinct) - len(kept))
         if not caption:
-            self._count(RefusalReason.NO_CAPTION, len(kept))
+            self._refuse(kept, image.id, RefusalReason.NO_CAPTION, f"the picture {image.id} has no caption")
             return None
         try:
             uri = self._folder.uri_of(f"{self._split}2014", image.file_name)
         except Refusal as refusal:
-            self._count(refusal.reason, len(kept))
+            self._refuse(kept, image.id, refusal.reason, refusal.message)
             return None
         image_id = f"{self._split}/{image.id}"
         subjects = [CocoObject(str(e.id), self._classes[e.category_id], e.area, e.segmentation) for e in kept]
         picture = CocoPicture(uri, image_id, image.width, image.height, caption, subjects)
         return Unit("coco", f"coco/{image_id}", len(subjects), None, msgspec.json.encode(picture))
 
-    def _count(self, reason: RefusalReason, num: int = 1) -> None:
-        if num:
-            self._refused[reason] += num
+    def _refuse(self, entries: Iterable[_Object], image_id: Id, reason: RefusalReason, message: str) -> None:
+        group_id = f"{self._split}/{image_id}"
+        for entry in entries:
+            name = self._classes.get(entry.category_id)
+            self._log.refuse(f"{group_id}/{entry.id}", reason, message, group_id=group_id, subject_class=name)
 
 
 def _files(split: Split) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ import msgspec
 
 from ezigen.config import VideoSelection
 from ezigen.pairs import Refusal, RefusalReason, count_frame_pairs
+from tasks.datasets.defects import Defect, ReadingLog
 from tasks.datasets.folder import DatasetFolder, check_name
 from tasks.datasets.units import Unit, VideoFrame, VideoObject
 from tasks.storage.locations import Locations
@@ -55,20 +56,26 @@ class YoutubeVisReader:
         """Changes when the annotation file does. Raises ConfigurationError if there is none."""
         return self._folder.signature(self.find_layout())
 
-    def read(self, selection: VideoSelection, refused: Counts | None = None) -> Iterator[Unit]:
+    def read(
+        self,
+        selection: VideoSelection,
+        refused: Counts | None = None,
+        on_defect: Callable[[Defect], None] | None = None,
+    ) -> Iterator[Unit]:
         """The objects that are in at least two frames, in the file's order; others are counted in `refused`.
 
-        Raises ConfigurationError if the file is absent or damaged.
+        `on_defect` gets what is wrong with the data set, entry by entry. Raises ConfigurationError if the file is
+        absent or damaged.
         """
         name = self.find_layout()
-        counts: Counts = Counter() if refused is None else refused
+        log = ReadingLog("youtube_vis", refused, on_defect)
         layout = _palettes if name == META_FILE else _instances
-        for group_id, found in layout(self._folder, name, counts):
+        for group_id, found in layout(self._folder, name, log):
             num_candidates = count_frame_pairs(len(found.frames), selection)
             if num_candidates:
                 yield Unit("youtube_vis", group_id, num_candidates, found.subject_class, msgspec.json.encode(found))
             else:
-                counts[RefusalReason.TOO_FEW_FRAMES] += 1
+                log.leave_out(RefusalReason.TOO_FEW_FRAMES)
 
 
 Found = tuple[str, VideoObject]
@@ -131,37 +138,44 @@ class _Frames:
     height: int
 
 
-def _instances(folder: DatasetFolder, file_name: str, refused: Counts) -> Iterator[Found]:
+def _instances(folder: DatasetFolder, file_name: str, log: ReadingLog) -> Iterator[Found]:
     parsed = _parse(folder, file_name, _Instances)
     classes = {category.id: _readable(category.name) for category in parsed.categories}
-    videos = _videos(folder, parsed.videos, refused)
+    videos = _videos(folder, parsed.videos, log)
     decoder, seen = msgspec.json.Decoder(_Track), set[Id]()
-    for entry in parsed.annotations:
+    for number, entry in enumerate(parsed.annotations):
+        entry_id = f"annotations[{number}]"
         try:
             track = _decode(decoder, entry)
+            entry_id = f"{_video_name(videos, track.video_id)}/{track.id}"
+            if track.iscrowd:
+                log.leave_out(RefusalReason.CROWD)
+                continue
             found = _instance(track, videos, classes)
         except Refusal as refusal:
-            refused[refusal.reason] += 1
+            log.refuse(entry_id, refusal.reason, refusal.message)
             continue
         if track.id in seen:
-            refused[RefusalReason.DUPLICATE_ID] += 1
+            message = "an earlier annotation has this id"
+            log.refuse(entry_id, RefusalReason.DUPLICATE_ID, message, subject_class=found[1].subject_class)
         else:
             seen.add(track.id)
             yield found
 
 
-def _videos(folder: DatasetFolder, entries: list[msgspec.Raw], refused: Counts) -> dict[Id, _Frames | Refusal]:
+def _videos(folder: DatasetFolder, entries: list[msgspec.Raw], log: ReadingLog) -> dict[Id, _Frames | Refusal]:
     """The videos by id; for one whose frames cannot be used, why."""
     videos: dict[Id, _Frames | Refusal] = {}
     decoder = msgspec.json.Decoder(_Video)
-    for entry in entries:
+    for number, entry in enumerate(entries):
         try:
             video = _decode(decoder, entry)
         except Refusal as refusal:
-            refused[refusal.reason] += 1
+            log.refuse(f"videos[{number}]", refusal.reason, refusal.message)
             continue
         if video.id in videos:
-            refused[RefusalReason.DUPLICATE_ID] += 1
+            message = f"an earlier video has the id {video.id}"
+            log.refuse(f"videos[{number}]", RefusalReason.DUPLICATE_ID, message)
             continue
         try:
             videos[video.id] = _frames(folder, video)
@@ -182,8 +196,6 @@ def _frames(folder: DatasetFolder, video: _Video) -> _Frames:
 
 
 def _instance(track: _Track, videos: dict[Id, _Frames | Refusal], classes: dict[Id, str]) -> Found:
-    if track.iscrowd:
-        raise Refusal(RefusalReason.CROWD, f"the annotation {track.id} is a crowd")
     video = videos.get(track.video_id)
     if video is None:
         raise Refusal(RefusalReason.PICTURE_MISSING, f"the video {track.video_id} is not listed")
@@ -203,7 +215,13 @@ def _instance(track: _Track, videos: dict[Id, _Frames | Refusal], classes: dict[
     return f"youtube_vis/{video.video}/{track.id}", found
 
 
-def _palettes(folder: DatasetFolder, file_name: str, refused: Counts) -> Iterator[Found]:
+def _video_name(videos: Mapping[Id, _Frames | Refusal], video_id: Id) -> str:
+    """As ids of pairs have it, where it is known."""
+    video = videos.get(video_id)
+    return video.video if isinstance(video, _Frames) else str(video_id)
+
+
+def _palettes(folder: DatasetFolder, file_name: str, log: ReadingLog) -> Iterator[Found]:
     parsed = _parse(folder, file_name, _Meta)
     videos, objects = msgspec.json.Decoder(_MetaVideo), msgspec.json.Decoder(_MetaObject)
     for video, raw_video in parsed.videos.items():
@@ -211,13 +229,13 @@ def _palettes(folder: DatasetFolder, file_name: str, refused: Counts) -> Iterato
             check_name(video)
             entries = _decode(videos, raw_video).objects
         except Refusal as refusal:
-            refused[refusal.reason] += 1
+            log.refuse(video, refusal.reason, refusal.message)
             continue
         for value, entry in entries.items():
             try:
                 yield f"youtube_vis/{video}/{value}", _palette(folder, video, value, _decode(objects, entry))
             except Refusal as refusal:
-                refused[refusal.reason] += 1
+                log.refuse(f"{video}/{value}", refusal.reason, refusal.message)
 
 
 def _palette(folder: DatasetFolder, video: str, value: str, entry: _MetaObject) -> VideoObject:

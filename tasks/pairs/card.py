@@ -25,7 +25,10 @@ def write_card(output: OutputFolder, num_samples: int = NUM_SAMPLES) -> str:
     plan = StoredPlan.load(output)
     if plan is None:
         raise ConfigurationError(f"{output.root_uri} holds no {PLAN_PATH}: build pairs there first.")
-    survey = survey_pairs(output, plan.shards, plan.identity, num_samples)
+    survey = survey_pairs(output, plan.shards, plan.identity, num_samples, has_defects=plan.defects is not None)
+    # The list ends somewhere; the counts do not.
+    for name, source in plan.sources.items():
+        survey.refused.update({(name, reason): count for reason, count in source.refused.items()})
     write_json(output, CARD_JSON, describe_card(plan, survey))
     pairs = [_to_card_pair(row) for row in read_sample(output, survey.sample.pairs(), plan.identity)]
     name = output.root_uri.rstrip("/").rpartition("/")[2] or output.root_uri

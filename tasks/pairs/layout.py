@@ -41,6 +41,10 @@ def refusals_path(shard: str) -> str:
     return f"refusals/{shard}.parquet"
 
 
+DEFECTS_PATH = "refusals/annotations.parquet"
+"""What is wrong with the annotations; there if anything is."""
+
+
 def to_parquet(groups: Iterable[pa.Table], schema: pa.Schema, metadata: Mapping[str, str]) -> bytes:
     """Parquet bytes that depend on the rows alone; one row group for each of the tables."""
     sink = io.BytesIO()

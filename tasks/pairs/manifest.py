@@ -63,6 +63,8 @@ class PairsManifest:
 
     identity: str
     reports: tuple[ShardReport, ...]
+    defects: StoredFile | None = None
+    """What is wrong with the annotations, which belongs to no shard."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -83,6 +85,7 @@ class PairsManifest:
             "identity": {"digest": self.identity},
             "rows": sum(report.rows for report in self.reports),
             "counts": {"built": dict(built), "refused": dict(refused)},
+            "annotations": None if self.defects is None else self.defects.to_json(),
             "shards": [_to_entry(report) for report in self.reports],
         }
         return write_json(output, MANIFEST_PATH, values)
@@ -95,7 +98,12 @@ class PairsManifest:
             return None
         try:
             values = take_kind(values, _KIND, _VERSION)
-            return cls(values["identity"]["digest"], tuple(_from_entry(entry) for entry in values["shards"]))
+            defects = values.get("annotations")
+            return cls(
+                values["identity"]["digest"],
+                tuple(_from_entry(entry) for entry in values["shards"]),
+                None if defects is None else StoredFile.from_json(defects),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"{output.uri(MANIFEST_PATH)} is no manifest of pairs ({error!r}); choose another output."

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ezigen.config import ConfigurationError, PairConfig, PairInputs
-from ezigen.pairs import RefusalReason
+from ezigen.pairs import SELECTION, RefusalReason
+from tasks.datasets.defects import Defect
 from tasks.datasets.units import Unit
-from tasks.pairs.layout import MANIFEST_PATH, PLAN_PATH
+from tasks.pairs.defects import DefectList
+from tasks.pairs.layout import DEFECTS_PATH, MANIFEST_PATH, PLAN_PATH
 from tasks.pairs.manifest import PairsManifest
 from tasks.pairs.sources import DataSet, Setting, digest_settings, list_settings, open_data_sets
 from tasks.pairs.stored_plan import StoredPlan, StoredSource, plan_round, remove_other_objects
@@ -29,6 +31,8 @@ class SourcePlan:
     """Pictures (COCO) or objects of videos (YouTube-VIS) with at least one candidate."""
     not_selected: Mapping[str, int] = field(default_factory=dict)
     """Objects that the selection left out, by reason."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Annotations that are wrong, by reason; refusals/annotations.parquet lists them."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class PairPlan:
             if source.candidates < source.wanted:
                 rows.append((f"{name}: missing at least", f"{source.wanted - source.candidates:,}"))
             rows += [(f"{name}: left out, {reason}", f"{count:,}") for reason, count in source.not_selected.items()]
+            rows += [(f"{name}: refused, {reason}", f"{count:,}") for reason, count in source.refused.items()]
         size = self.config.size_px
         rows += [("pictures", f"{size} x {size} px, {self.config.picture_format}")]
         rows += [("pairs per shard", f"{self.config.pairs_per_shard:,}")]
@@ -130,7 +135,7 @@ def to_plan(stored: StoredPlan, inputs: PairInputs, config: PairConfig, output: 
         if (name := f"{shard}.parquet") in sizes and expected.get(shard, sizes[name]) == sizes[name]
     )
     sources = {
-        name: SourcePlan(one.candidates, one.wanted, stored.taken[name], one.groups, one.not_selected)
+        name: SourcePlan(one.candidates, one.wanted, stored.taken[name], one.groups, one.not_selected, one.refused)
         for name, one in stored.sources.items()
     }
     return PairPlan(
@@ -165,15 +170,19 @@ def _make_plan(
     check: Callable[[], None],
 ) -> StoredPlan:
     identity = digest_settings(settings)
+    defects = DefectList(identity)
     with UnitSpool(config.seed) as spool:
         sources: dict[str, StoredSource] = {}
         for data in data_sets:
             logger.info("reading the annotations of %s", data.source)
-            sources[data.source] = _read_source(data, config, spool.add, check)
+            sources[data.source] = _read_source(data, config, spool.add, defects.add, check)
         check()
         units = store_units(output, spool.tables(), identity, check)
     remove_other_objects(output, "units", {part["path"].partition("/")[2] for part in units})
-    plan = plan_round(StoredPlan(identity, settings, sources, tuple(units)), {}, output, check)
+    listed = defects.store(output)
+    remove_other_objects(output, "refusals", set() if listed is None else {DEFECTS_PATH.partition("/")[2]})
+    first = StoredPlan(identity, settings, sources, tuple(units), defects=None if listed is None else listed.to_json())
+    plan = plan_round(first, {}, output, check)
     if plan is None:
         raise AssertionError("the first round is always planned")
     remove_other_objects(output, "plan", {"plan.json", *(f"{shard}.parquet" for shard in plan.shards)})
@@ -181,22 +190,28 @@ def _make_plan(
 
 
 def _count_sources(data_sets: list[DataSet], config: PairConfig) -> dict[str, StoredSource]:
-    return {data.source: _read_source(data, config, lambda _: None, lambda: None) for data in data_sets}
+    return {data.source: _read_source(data, config, lambda _: None, lambda _: None, lambda: None) for data in data_sets}
 
 
 def _read_source(
-    data: DataSet, config: PairConfig, add: Callable[[Unit], None], check: Callable[[], None]
+    data: DataSet,
+    config: PairConfig,
+    add: Callable[[Unit], None],
+    on_defect: Callable[[Defect], None],
+    check: Callable[[], None],
 ) -> StoredSource:
     refused: Counter[RefusalReason] = Counter()
     groups = candidates = 0
-    for unit in _checked(data.read(config, refused), check):
+    for unit in _checked(data.read(config, refused, on_defect), check):
         if unit.num_candidates > 0:
             add(unit)
             groups += 1
             candidates += unit.num_candidates
-    return StoredSource(
-        data.wanted, candidates, groups, {str(reason): refused[reason] for reason in sorted(refused) if refused[reason]}
+    chosen, wrong = (
+        {str(reason): refused[reason] for reason in sorted(refused) if (reason in SELECTION) is by_choice}
+        for by_choice in (True, False)
     )
+    return StoredSource(data.wanted, candidates, groups, chosen, wrong)
 
 
 def _checked(units: Iterator[Unit], check: Callable[[], None], every: int = 1000) -> Iterator[Unit]:

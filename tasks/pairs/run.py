@@ -23,6 +23,7 @@ from tasks.sharding.leftovers import remove_leftovers
 from tasks.storage import Locations, OutputFolder, RunRecord, RunState, new_run_id
 from tasks.storage.lease import Lease, LeaseLost
 from tasks.storage.run_record import now_text, package_versions
+from tasks.storage.stored_file import StoredFile
 
 __all__ = ["PairsRun", "run_pairs"]
 
@@ -201,7 +202,9 @@ class _Execution:
     def _finish(self) -> None:
         self._check_lease()
         reports = tuple(self.reports[shard] for shard in self.plan.shards)
-        PairsManifest(self.plan.identity, reports).store(self.run.output)
+        stored = self._stored_plan().defects
+        defects = None if stored is None else StoredFile.from_json(dict(stored))
+        PairsManifest(self.plan.identity, reports, defects).store(self.run.output)
 
     def _end(self, state: RunState) -> PairOutcome:
         self._tidy()

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ezigen.config import PairConfig, PairInputs
 from ezigen.pairs import RefusalReason
 from tasks.datasets.coco import CocoReader
+from tasks.datasets.defects import Defect
 from tasks.datasets.units import Source, Unit
 from tasks.datasets.youtube_vis import YoutubeVisReader
 from tasks.storage import Locations, locate
@@ -28,11 +29,13 @@ class DataSet:
     wanted: int
     reader: CocoReader | YoutubeVisReader
 
-    def read(self, config: PairConfig, refused: Counter[RefusalReason]) -> Iterator[Unit]:
-        """Its units; what the selection leaves out is counted."""
+    def read(
+        self, config: PairConfig, refused: Counter[RefusalReason], on_defect: Callable[[Defect], None]
+    ) -> Iterator[Unit]:
+        """Its units; what is left out is counted, and what is wrong with the data set given to `on_defect`."""
         if isinstance(self.reader, CocoReader):
-            return self.reader.read(config.coco, refused)
-        return self.reader.read(config.youtube_vis, refused)
+            return self.reader.read(config.coco, refused, on_defect)
+        return self.reader.read(config.youtube_vis, refused, on_defect)
 
 
 def open_data_sets(inputs: PairInputs, locations: Locations | None = None) -> list[DataSet]:

@@ -59,6 +59,9 @@ class StoredSource:
     candidates: int
     groups: int
     not_selected: Mapping[str, int] = field(default_factory=dict)
+    """What the selection left out, by reason."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """What is wrong with the annotations, by reason."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class StoredPlan:
     sources: Mapping[str, StoredSource]
     units: tuple[Mapping[str, Any], ...]
     rounds: tuple[Round, ...] = ()
+    defects: Mapping[str, Any] | None = None
+    """The StoredFile of refusals/annotations.parquet, if there is one."""
 
     @property
     def shards(self) -> tuple[str, ...]:

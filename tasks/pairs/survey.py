@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ezigen.config import ConfigurationError
-from tasks.pairs.layout import check_identity, pairs_path, refusals_path
+from tasks.pairs.layout import DEFECTS_PATH, check_identity, pairs_path, refusals_path
 from tasks.reports.figures import SparseBins
 from tasks.storage.filesystems import describe_error
 from tasks.storage.folder import OutputFolder
@@ -64,8 +64,13 @@ class PairsSurvey:
 
     def add_refusals(self, batch: pa.RecordBatch) -> None:
         """Counts rows of REFUSALS_SCHEMA."""
-        for row in batch.select(["pair_id", "source", "reason", "message"]).to_pylist():
+        for row in batch.select(["source", "reason"]).to_pylist():
             self.refused[row["source"], row["reason"]] += 1
+        self.add_examples(batch)
+
+    def add_examples(self, batch: pa.RecordBatch) -> None:
+        """Keeps the first of each reason, and counts nothing."""
+        for row in batch.select(["pair_id", "reason", "message"]).to_pylist():
             example = (row["pair_id"], row["message"])
             self.examples[row["reason"]] = min(self.examples.get(row["reason"], example), example)
 
@@ -114,8 +119,13 @@ class Sample:
         return [(shard, pair_id) for _, shard, pair_id in sorted(self._kept, reverse=True)]
 
 
-def survey_pairs(output: OutputFolder, shards: tuple[str, ...], identity: str, sample_size: int) -> PairsSurvey:
-    """Counts the stored shards among these. Raises ConfigurationError for a damaged one, naming it."""
+def survey_pairs(
+    output: OutputFolder, shards: tuple[str, ...], identity: str, sample_size: int, *, has_defects: bool = False
+) -> PairsSurvey:
+    """Counts the stored shards among these; of listed defects of annotations it takes examples.
+
+    Raises ConfigurationError for a damaged object, naming it.
+    """
     survey = PairsSurvey(sample=Sample(sample_size))
     sizes = output.list("pairs")
     for shard in shards:
@@ -129,6 +139,10 @@ def survey_pairs(output: OutputFolder, shards: tuple[str, ...], identity: str, s
         with _open(output, refusals_path(shard), identity) as file:
             for batch in file.iter_batches(batch_size=4096, use_threads=False):
                 survey.add_refusals(batch)
+    if has_defects:
+        with _open(output, DEFECTS_PATH, identity) as file:
+            for batch in file.iter_batches(batch_size=4096, use_threads=False):
+                survey.add_examples(batch)
     return survey
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ezigen.mini.world.compose import Composer
 from ezigen.mini.world.products import make_variants, select_products
 from ezigen.mini.world.scenes import SCENE_NAMES
 from ezigen.mini.world.youtube_vis import draw_video, write_instances, write_palette
+from ezigen.pairs import SELECTION
 
 SIDE = 128
 NUM_IMAGES = 24
@@ -94,3 +96,13 @@ def edit():
 def overlap(first, second):
     """Intersection over union of two masks."""
     return (first & second).sum() / (first | second).sum()
+
+
+def check_defects(refused, defects):
+    """What is wrong with the data is listed as often as it is counted; what the selection leaves out is not."""
+    wrong = {reason: number for reason, number in refused.items() if reason not in SELECTION}
+    assert Counter(defect.reason for defect in defects) == wrong
+    for defect in defects:
+        assert defect.entry_id.startswith(f"{defect.source}/")
+        assert defect.message
+        (defect.entry_id + defect.message).encode()

@@ -12,7 +12,7 @@ from ezigen.config import CocoSelection, ConfigurationError
 from ezigen.pairs import decode_segmentation
 from tasks.datasets.coco import CocoReader
 from tasks.datasets.units import UNIT_SCHEMA, CocoPicture, Unit
-from tests.pairs.conftest import NUM_IMAGES, SIDE, overlap
+from tests.pairs.conftest import NUM_IMAGES, SIDE, check_defects, overlap
 
 INSTANCES = "annotations/instances_train2014.json"
 CAPTIONS = "annotations/captions_train2014.json"
@@ -22,8 +22,9 @@ SELECTION = CocoSelection(min_area_px=200, max_objects=2)
 
 
 def read(folder, split="train", selection=SELECTION):
-    refused = Counter()
-    units = list(CocoReader(str(folder), split).read(selection, refused))
+    refused, defects = Counter(), []
+    units = list(CocoReader(str(folder), split).read(selection, refused, defects.append))
+    check_defects(refused, defects)
     return units, [msgspec.json.decode(unit.payload, type=CocoPicture) for unit in units], refused
 
 
@@ -177,6 +178,33 @@ def test_wrong_entries_cost_themselves_alone(coco_folder, copy_of, edit):
         "duplicate_id": 2,
         "picture_missing": 1,
     }
+
+
+def test_what_is_wrong_is_named_entry_by_entry(coco_folder, copy_of, edit):
+    folder = copy_of(coco_folder)
+    before = subjects(read(folder)[1])
+    chosen = list(dict.fromkeys(image_id for image_id, _ in before))
+    (_, first), (_, second) = (next(e for e in before if e[0] == image_id) for image_id in chosen[:2])
+
+    def break_it(content):
+        by_id = {str(entry["id"]): entry for entry in content["annotations"]}
+        by_id[first]["category_id"] = 999
+        content["annotations"].append(by_id[second] | {"area": 5000.0})
+        content["annotations"].append(by_id[second] | {"id": 10**6, "image_id": "gone"})
+        content["annotations"].insert(0, {"id": 7})
+
+    edit(folder / INSTANCES, break_it)
+    found = []
+    list(CocoReader(str(folder)).read(SELECTION, on_defect=found.append))
+    told = {defect.reason.value: (defect.entry_id, defect.message) for defect in found}
+    assert len(found) == len(told)
+    entry, message = told["annotation_invalid"]
+    assert (entry, "image_id" in message) == ("coco/train/annotations[0]", True)
+    assert told["class_unknown"] == (f"coco/{chosen[0]}/{first}", "the category 999 is not listed")
+    assert told["duplicate_id"][0] == f"coco/{chosen[1]}/{second}"
+    assert told["picture_missing"][0].startswith("coco/train/gone/")
+    assert all(defect.entry_id.startswith(defect.group_id) for defect in found)
+    assert {defect.source for defect in found} == {"coco"}
 
 
 def test_an_empty_data_set_has_no_units(coco_folder, copy_of, edit):

@@ -13,14 +13,15 @@ from ezigen.config import ConfigurationError, VideoSelection
 from ezigen.pairs import count_frame_pairs, decode_segmentation
 from tasks.datasets.units import VideoObject
 from tasks.datasets.youtube_vis import YoutubeVisReader
-from tests.pairs.conftest import NUM_FRAMES, NUM_VIDEOS, SIDE, overlap
+from tests.pairs.conftest import NUM_FRAMES, NUM_VIDEOS, SIDE, check_defects, overlap
 
 SELECTION = VideoSelection()
 
 
 def read(folder):
-    refused = Counter()
-    units = list(YoutubeVisReader(str(folder)).read(SELECTION, refused))
+    refused, defects = Counter(), []
+    units = list(YoutubeVisReader(str(folder)).read(SELECTION, refused, defects.append))
+    check_defects(refused, defects)
     found = {unit.group_id: msgspec.json.decode(unit.payload, type=VideoObject) for unit in units}
     assert len(found) == len(units)
     return units, found, refused
@@ -202,6 +203,33 @@ def test_a_video_listed_twice_counts_once(instances_folder, copy_of, edit):
     edit(folder / "instances.json", lambda content: content["videos"].append(content["videos"][0] | {"width": 7}))
     after, _, refused = read(folder)
     assert (after, refused) == (units, {"duplicate_id": 1})
+
+
+def test_what_is_wrong_is_named_entry_by_entry(instances_folder, palette_folder, copy_of, edit):
+    folder = copy_of(instances_folder)
+    units, _, _ = read(folder)
+    first, second = (unit.group_id for unit in units[:2])
+
+    def break_it(content):
+        content["annotations"][0]["category_id"] = 999
+        content["annotations"][1]["segmentations"] = content["annotations"][1]["segmentations"][1:]
+        content["annotations"].append({"id": 5})
+        content["videos"].append({"id": []})
+
+    edit(folder / "instances.json", break_it)
+    found = []
+    list(YoutubeVisReader(str(folder)).read(SELECTION, on_defect=found.append))
+    told = {defect.entry_id: (defect.reason.value, defect.message) for defect in found}
+    assert told[first] == ("class_unknown", "the category 999 is not listed")
+    assert told[second] == ("mask_mismatch", f"{NUM_FRAMES - 1} segmentations for {NUM_FRAMES} frames")
+    others = {name: reason for name, (reason, _) in told.items() if "[" in name}
+    assert sorted(others.values()) == ["annotation_invalid"] * 2
+    assert sorted(name.split("[")[0] for name in others) == ["youtube_vis/annotations", "youtube_vis/videos"]
+
+    folder = copy_of(palette_folder)
+    edit(folder / "meta.json", lambda content: content["videos"].update({"odd": {"objects": {"0": {}}}, "x/..": {}}))
+    list(YoutubeVisReader(str(folder)).read(SELECTION, on_defect=found.append))
+    assert [defect.entry_id for defect in found[-2:]] == ["youtube_vis/odd/0", "youtube_vis/x/.."]
 
 
 def test_wrong_entries_of_meta_cost_themselves_alone(palette_folder, copy_of, edit):

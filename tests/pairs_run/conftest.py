@@ -1,6 +1,7 @@
 """Small data sets of the miniature world, and runs on them."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,17 @@ def world(tmp_path_factory) -> World:
     write_coco(composer, folder / "coco", 40, seed=1)
     write_instances(composer, folder / "videos", 6, num_frames=10, seed=1)
     return World(folder / "coco", folder / "videos")
+
+
+def break_annotations(coco: Path) -> None:
+    """Two annotations of a copy of the world name an unknown class, one has no picture's id."""
+    path = coco / "annotations/instances_train2014.json"
+    content = json.loads(path.read_text())
+    large = [entry for entry in content["annotations"] if entry["area"] > 400 and not entry["iscrowd"]]
+    for entry in large[:2]:
+        entry["category_id"] = 999
+    del large[2]["image_id"]
+    path.write_text(json.dumps(content))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ezigen.pairs import RefusalReason
 from tasks.pairs import write_card
 from tasks.reports.refusals import REFUSALS, explain_refusal
 from tasks.storage import OutputFolder
-from tests.pairs_run.conftest import Build, World, read_pairs
+from tests.pairs_run.conftest import Build, World, break_annotations, read_pairs
 from tests.reports.browser import CHROMIUM, Browser
 
 pytestmark = pytest.mark.slow
@@ -20,12 +20,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def carded(world, tmp_path_factory, ray_address):
-    """Pairs of a data set with a damaged picture, and their card."""
+    """Pairs of a data set with damaged pictures and annotations, and their card."""
     folder = tmp_path_factory.mktemp("carded")
     damaged = World(folder / "coco", world.youtube_vis)
     shutil.copytree(world.coco, damaged.coco)
     for path in sorted((damaged.coco / "train2014").iterdir())[::5]:
         path.write_bytes(b"\xff\xd8<b>no picture</b>")
+    break_annotations(damaged.coco)
     Build(damaged.inputs(folder / "out")).run(ray_address)
     write_card(OutputFolder(str(folder / "out")))
     return folder / "out"
@@ -46,6 +47,8 @@ def test_the_numbers_are_those_of_the_rows(carded):
         assert shares["start"] <= min(row["mask_share"] for row in own) < shares["start"] + shares["width"]
     assert card["refused"] == Counter(row["reason"] for row in refusals)
     assert card["refused"]["picture_undecodable"] >= 1
+    assert (card["refused"]["class_unknown"], card["refused"]["annotation_invalid"]) == (2, 1)
+    assert set(card["sources"]["coco"]["not_selected"]) <= {"crowd", "area_too_small", "not_ranked"}
     distances = card["histograms"]["frame_distance"]
     expected = Counter(row["frame_distance"] for row in rows if row["frame_distance"] is not None)
     assert {int(distances["start"]) + i: n for i, n in enumerate(distances["counts"]) if n} == expected

@@ -1,17 +1,22 @@
 """What is planned, against every candidate of the data sets sorted by brute force."""
 
 import os
+import shutil
 from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
 
 from ezigen.config import ConfigurationError
+from ezigen.pairs import RefusalReason
 from tasks.datasets.coco import CocoReader
+from tasks.datasets.defects import Defect
 from tasks.datasets.youtube_vis import YoutubeVisReader
+from tasks.inspection import inspect_item, inspect_location
+from tasks.pairs.defects import MAX_LISTED, DefectList
 from tasks.pairs.sampling import group_hash
-from tasks.storage import RunOutput, RunRecord
-from tests.pairs_run.conftest import CONFIG, Build, stored_bytes
+from tasks.storage import OutputFolder, RunOutput, RunRecord
+from tests.pairs_run.conftest import CONFIG, Build, World, break_annotations, stored_bytes
 
 
 def candidates(world) -> dict[str, list[tuple[int, int, str]]]:
@@ -115,3 +120,43 @@ def test_a_plan_that_was_cut_off_is_made_again_without_its_remains(world, tmp_pa
     (tmp_path / "units/00077.parquet").write_bytes(b"of a larger plan")
     build.plan()
     assert stored_bytes(tmp_path) == before
+
+
+def test_what_is_wrong_with_annotations_is_listed(world, tmp_path):
+    copy = World(tmp_path / "coco", world.youtube_vis)
+    shutil.copytree(world.coco, copy.coco)
+    break_annotations(copy.coco)
+    build = Build(copy.inputs(tmp_path / "out"))
+    plan = build.plan()
+    assert plan.sources["coco"].refused == {"annotation_invalid": 1, "class_unknown": 2}
+    assert ("coco: refused, class_unknown", "2") in plan.describe()
+    assert "class_unknown" not in plan.sources["coco"].not_selected
+    rows = pq.read_table(tmp_path / "out/refusals/annotations.parquet").to_pylist()
+    assert Counter(row["reason"] for row in rows) == plan.sources["coco"].refused
+    assert all(row["pair_id"].startswith("coco/train/") and row["message"] for row in rows)
+    looked = Build(copy.inputs(tmp_path / "look")).plan(store=False)
+    assert looked.sources["coco"].refused == plan.sources["coco"].refused
+
+    seen = inspect_location(str(tmp_path / "out"))
+    (refused,) = (table for table in seen.tables if table.title == "refused")
+    assert dict(refused.rows) == {"annotation_invalid": "1", "class_unknown": "2"}
+    wanted = next(row for row in rows if row["reason"] == "class_unknown")
+    facts = dict(inspect_item(str(tmp_path / "out"), wanted["pair_id"]).facts)
+    assert facts["message"] == "the category 999 is not listed"
+
+    (tmp_path / "out/plan/plan.json").unlink()  # a plan that was cut off, and annotations that were put right
+    shutil.rmtree(copy.coco)
+    shutil.copytree(world.coco, copy.coco)
+    build.plan()
+    assert not list((tmp_path / "out/refusals").iterdir())
+
+
+def test_a_file_that_is_wrong_throughout_is_listed_in_part(tmp_path):
+    defects = DefectList("0" * 32)
+    for number in range(MAX_LISTED + 5000):
+        defects.add(Defect(f"coco/train/annotations[{number}]", "coco", "", RefusalReason.ANNOTATION_INVALID, "no id"))
+    stored = defects.store(OutputFolder(str(tmp_path)))
+    assert stored.rows == MAX_LISTED
+    assert stored.num_bytes < 2_000_000
+    assert pq.read_table(tmp_path / stored.path).column("pair_id")[-1].as_py().endswith(f"[{MAX_LISTED - 1}]")
+    assert DefectList("0" * 32).store(OutputFolder(str(tmp_path))) is None
