@@ -12,7 +12,6 @@ from ezigen.pairs.crops import (
 from ezigen.pairs.masks import Mask, bounding_box, connected_share, decode_segmentation, mask_of_value
 from ezigen.pairs.refusal import SELECTION, Refusal, RefusalReason
 from ezigen.pairs.selection import (
-    check_distance,
     check_frames,
     check_object,
     check_subject_mask,
@@ -32,7 +31,6 @@ __all__ = [
     "Refusal",
     "RefusalReason",
     "bounding_box",
-    "check_distance",
     "check_frames",
     "check_object",
     "check_subject_mask",

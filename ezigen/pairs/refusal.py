@@ -26,7 +26,6 @@ class RefusalReason(StrEnum):
     AREA_TOO_SMALL = "area_too_small"
     NOT_RANKED = "not_ranked"
     TOO_FEW_FRAMES = "too_few_frames"
-    FRAMES_TOO_CLOSE = "frames_too_close"
     DISCONNECTED = "disconnected"
     MASK_TOO_SMALL = "mask_too_small"
     MASK_TOO_LARGE = "mask_too_large"

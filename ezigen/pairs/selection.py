@@ -75,14 +75,6 @@ def _remaining(
     yield from (rest[i] for i in np.argsort(waits, kind="stable"))
 
 
-def check_distance(start: int, other: int, num_frames: int, selection: VideoSelection) -> RefusalReason | None:
-    """Whether two of an object's frames are far enough apart."""
-    if num_frames < 2:
-        return RefusalReason.TOO_FEW_FRAMES
-    far = abs(other - start) >= min_distance(num_frames, selection)
-    return None if far else RefusalReason.FRAMES_TOO_CLOSE
-
-
 def check_subject_mask(mask: Mask, selection: VideoSelection) -> RefusalReason | None:
     """Whether a frame shows enough of the object, in one piece, to be its subject picture."""
     reason = check_share(mask, selection)

@@ -64,9 +64,6 @@ REFUSALS: Mapping[RefusalReason, Explanation] = MappingProxyType(
         RefusalReason.TOO_FEW_FRAMES: Explanation(
             "Seen in too few frames", "An object needs two frames to make a pair.", _CHOSEN
         ),
-        RefusalReason.FRAMES_TOO_CLOSE: Explanation(
-            "The frames are too close", "Two frames so near show almost the same.", _CHOSEN
-        ),
         RefusalReason.DISCONNECTED: Explanation(
             "The object is in pieces", "Something stands before it, or it leaves the frame.", _CHOSEN
         ),

@@ -14,10 +14,10 @@ PUBLIC = {
     "ezigen.models": "ImageEncoder Stack TextImageEncoder decode_latents encode_pictures encode_posterior "
     "encode_prompts load_image_encoder load_stack load_text_image_encoder model_fingerprint resolve_folder to_image "
     "to_pixels tokenize_prompts transformer_blocks",
-    "ezigen.pairs": "SELECTION Box Mask PairPictures Refusal RefusalReason bounding_box check_distance check_frames "
-    "check_object check_subject_mask check_target_mask connected_share count_frame_pairs cut_target decode_segmentation "
-    "distinct_frames draw_frames make_coco_pair make_video_pair mask_of_value min_distance pair_rng rank_objects "
-    "square_around",
+    "ezigen.pairs": "SELECTION Box Mask PairPictures Refusal RefusalReason bounding_box check_frames "
+    "check_object check_subject_mask check_target_mask connected_share count_frame_pairs cut_target "
+    "decode_segmentation distinct_frames draw_frames make_coco_pair make_video_pair mask_of_value "
+    "min_distance pair_rng rank_objects square_around",
     "ezigen.sampling": "Generator OnStep Phase Request Sample StepReport StopReason attach_to_stack load_generator "
     "patch_similarity stop_reason",
     "ezigen.subject": "SUBJECT_PROMPT SubjectEncoder SubjectFeatures encode_latents record_norms",

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from ezigen.config import CocoSelection, VideoSelection
 from ezigen.pairs import (
-    check_distance,
     check_frames,
     check_object,
     check_subject_mask,
@@ -70,7 +69,6 @@ def test_frame_pairs_are_those_at_least_an_eighth_apart(num_frames):
     drawn = list(distinct_frames(np.random.default_rng(num_frames), num_frames, VIDEO))
     assert len(drawn) == len(set(drawn))
     assert set(drawn) == expected
-    assert all(check_distance(a, b, num_frames, VIDEO) is None for a, b in expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -111,21 +109,6 @@ def test_the_end_of_a_sequence_prefers_what_drawing_would_prefer():
     early = np.mean([p for (start, _), found in places.items() if start >= 4 for p in found])
     late = np.mean([p for (start, _), found in places.items() if start <= 1 for p in found])
     assert early < late - 2
-
-
-@pytest.mark.parametrize(
-    ("start", "other", "num_frames", "reason"),
-    [
-        (0, 3, 24, None),
-        (3, 0, 24, None),
-        (0, 2, 24, "frames_too_close"),
-        (5, 5, 7, "frames_too_close"),
-        (0, 0, 1, "too_few_frames"),
-        (0, 0, 0, "too_few_frames"),
-    ],
-)
-def test_check_distance_at_its_bounds(start, other, num_frames, reason):
-    assert check_distance(start, other, num_frames, VIDEO) == reason
 
 
 def _mask(*boxes, height=100, width=100):
