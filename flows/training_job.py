@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tasks.training.plan import TrainingPlan
 
 _PHASES = {"starting": "starting workers", "restarting": "workers were lost, starting again", "measuring": "measuring"}
-SHEET, CHARTS = "sheet.jpg", "figures.png"
-"""What is published beside the weights."""
+CHARTS = "figures.png"
+"""Published beside the weights, as is the last sample sheet."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,7 @@ class TrainingJob(Job):
     def _publish(self) -> "PublishedAdapter":
         """The next version, figures and the last sample sheet beside the weights; the same one if it was before."""
         from tasks.adapters import Registry
+        from tasks.adapters.files import SHEET_FILE
         from tasks.training.measurements import list_sheets, read_sheets
         from tasks.training.plan import FINAL
         from tasks.training.report import draw_measurements, read_run
@@ -216,7 +217,7 @@ class TrainingJob(Job):
         if figures is not None:
             self.output.write(f"{FINAL}/{CHARTS}", figures)
         for jpeg in read_sheets(self.output, list_sheets(self.output)[-1:]).values():
-            self.output.write(f"{FINAL}/{SHEET}", jpeg)
+            self.output.write(f"{FINAL}/{SHEET_FILE}", jpeg)
         inputs = self.parameters.inputs
         final = OutputFolder(self.output.uri(FINAL), self._locations)
         registry = Registry(inputs.adapters_uri, self._locations)

@@ -16,6 +16,9 @@ from tasks.storage import OutputFolder
 from tasks.storage.filesystems import with_retries
 from tasks.storage.writing import is_local
 
+SHEET_FILE = "sheet.jpg"
+"""The last sample sheet of the training that made the weights."""
+
 TEMPORARY_PREFIX = "ezigen-adapter-"
 
 

@@ -1,5 +1,6 @@
 """An adapter's folder: its card, its fingerprint and its tensors. Reads no weights but the header of their file."""
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -15,13 +16,15 @@ from ezigen.adapters.card import (
 )
 from ezigen.config import ConfigurationError
 from ezigen.models.location import check_safetensors
-from tasks.inspection.view import Table, View, settings_facts
+from tasks.adapters.files import SHEET_FILE
+from tasks.inspection.view import SavedPicture, Table, View, settings_facts
 
 
-def inspect_adapter(folder: Path, uri: str = "") -> View:
-    """The card, what tells the adapter from others, and its tensors. Raises ConfigurationError if it is damaged.
+def inspect_adapter(folder: Path, uri: str = "", sheet: bytes | None = None) -> View:
+    """The card, what tells the adapter from others, its tensors, and the sample sheet that was published with it.
 
-    `uri` is where it is stored, if the folder is a copy of that.
+    `uri` is where it is stored, if the folder is a copy of that; `sheet` the JPEG that lies there beside the weights.
+    Raises ConfigurationError if the adapter is damaged.
     """
     facts = [
         ("kind", "adapter"),
@@ -31,6 +34,11 @@ def inspect_adapter(folder: Path, uri: str = "") -> View:
     weights = folder / WEIGHTS_FILE
     if weights.is_file():
         card = read_card(folder)
+        if sheet is not None and card.files.get(SHEET_FILE, _sha256(sheet)) != _sha256(sheet):
+            raise ConfigurationError(
+                f"{uri or folder}: {SHEET_FILE} does not have the checksum in {CARD_FILE}; it was changed or damaged "
+                "after it was published."
+            )
         facts += [
             ("format", f"{WEIGHTS_FILE} and {CARD_FILE}, version {card.format_version}"),
             ("made for", f"{card.base_model or 'unknown'} {card.base_fingerprint}".strip()),
@@ -44,7 +52,13 @@ def inspect_adapter(folder: Path, uri: str = "") -> View:
     else:
         tensors = _authors_tensors(folder, facts)
     rows = tuple((name, entry["dtype"], _shape(entry["shape"])) for name, entry in sorted(tensors.items()))
-    return View(f"adapter at {uri or folder}", tuple(facts), (Table("tensors", ("tensor", "type", "shape"), rows),))
+    pictures = () if sheet is None else (SavedPicture(SHEET_FILE, sheet),)
+    tables = (Table("tensors", ("tensor", "type", "shape"), rows),)
+    return View(f"adapter at {uri or folder}", tuple(facts), tables, pictures)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _shape(lengths: list[int]) -> str:

@@ -75,11 +75,13 @@ def _show(kind: Kind, output: RunOutput) -> View:
 
         return inspect_results(output)
     from tasks.adapters import local_adapter
+    from tasks.adapters.files import SHEET_FILE
     from tasks.inspection.adapter_folder import inspect_adapter
 
     folder = local_adapter(output.root_uri, "", "", output.locations)
     assert folder is not None  # a location is never "none"
-    return inspect_adapter(folder, output.root_uri)
+    sheet = output.read(SHEET_FILE) if SHEET_FILE in output.list("") else None
+    return inspect_adapter(folder, output.root_uri, sheet)
 
 
 def _show_item(kind: Kind, output: RunOutput, item_id: str) -> View:

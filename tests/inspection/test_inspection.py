@@ -16,7 +16,7 @@ from PIL import Image
 from ezigen.config import ConfigurationError, ErrorCode, PairConfig
 from tasks.catalog.results import ResultRow
 from tasks.features.reader import FeatureStore
-from tasks.inspection import View, inspect_item, inspect_location
+from tasks.inspection import SavedPicture, View, inspect_item, inspect_location
 from tasks.inspection.components import EMPTY, draw_components
 from tasks.inspection.feature_store import short_name
 from tasks.storage import Locations, OutputFolder, RunOutput
@@ -296,6 +296,32 @@ def test_an_adapter(tmp_path):
     (tmp_path / "adapter.safetensors").write_bytes(b"short")
     with pytest.raises(ConfigurationError, match=r"card.json|not a safetensors file"):
         inspect_location(str(tmp_path))
+
+
+def test_the_sample_sheet_that_was_published_with_an_adapter(tmp_path, s3_server, s3_folder):
+    from ezigen.adapters import read_card
+    from ezigen.mini import weights_folder
+
+    folder = tmp_path / "v1"
+    shutil.copytree(Path(weights_folder()) / "adapter", folder)
+    assert inspect_location(str(folder)).pictures == ()
+    Image.new("RGB", (300, 200), "green").save(folder / "sheet.jpg")
+    data = (folder / "sheet.jpg").read_bytes()
+    assert inspect_location(str(folder)).pictures == (SavedPicture("sheet.jpg", data),)
+    card = read_card(folder).model_copy(update={"files": {"sheet.jpg": hashlib.sha256(data).hexdigest()}})
+    (folder / "card.json").write_text(card.model_dump_json())
+    view = inspect_location(str(folder))
+    assert picture(view).size == (300, 200)
+
+    options = s3_server.storage_options
+    remote = OutputFolder(f"{s3_folder}/v1", Locations(storage_options=options))
+    for path in folder.iterdir():
+        remote.write(path.name, path.read_bytes())
+    there = inspect_location(remote.root_uri, options)
+    assert (there.pictures, there.tables) == (view.pictures, view.tables)
+    (folder / "sheet.jpg").write_bytes(data[:-10])
+    with pytest.raises(ConfigurationError, match=r"sheet\.jpg does not have the checksum in card\.json"):
+        inspect_location(str(folder))
 
 
 def test_unknown_locations_and_ids_say_what_is_known(pairs, store, tmp_path):
