@@ -2,134 +2,35 @@
 
     python bench/annotations.py [--share 1.0] [--folder FOLDER]
 
-COCO 2014's training split has 82,783 pictures, 604,907 objects and 414,113 captions; YouTube-VIS 2019's 2,238 videos
-and about 62,000 frames. The files are written with polygons and run lengths like theirs. Each measurement runs in a
-process of its own, so that its peak memory is its own. The readers also rank objects and encode units; json.load
-only parses.
+The files are those of ezigen/mini/world/full_size.py. Each measurement runs in a process of its own, so that its peak
+memory is its own. The readers also rank objects and encode units; json.load only parses. Planning does all that comes
+before the first shard: it reads, sorts the units on the disk, stores them, and chooses 100,000 pairs of each source.
 """
 
 import argparse
 import json
-import math
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 
-from ezigen.config import CocoSelection, VideoSelection
-from ezigen.mini.world.masks import run_lengths
+from ezigen.config import CocoSelection, PairConfig, PairInputs, VideoSelection
+from ezigen.mini.world.full_size import COCO_INSTANCES, INSTANCES, META, write_coco, write_instances, write_meta
 from tasks.datasets.coco import CocoReader
 from tasks.datasets.youtube_vis import YoutubeVisReader
+from tasks.pairs import plan_pairs
+from tasks.storage import OutputFolder
 
-NUM_IMAGES, NUM_OBJECTS, NUM_CAPTIONS = 82_783, 604_907, 414_113
-NUM_VIDEOS, NUM_FRAMES, NUM_TRACKS = 2_238, 62_000, 3_774
 MAX_GIB = 1.5
-NUM_SHAPES = 500
 # json.load needs up to twelve times the file for so many small numbers.
 BASELINE_MEMORY_PER_BYTE = 12
-
-COCO_INSTANCES = "annotations/instances_train2014.json"
-VIDEO_INSTANCES = "instances.json"
-
-
-def write_coco(folder: Path, share: float) -> None:
-    """`share` of COCO's training split, without pictures: no reader of annotations opens one."""
-    (folder / "train2014").mkdir(parents=True)
-    (folder / "annotations").mkdir()
-    num_images, rng = max(1, int(NUM_IMAGES * share)), np.random.default_rng(0)
-    images = (
-        {"license": 5, "file_name": f"COCO_train2014_{n:012d}.jpg", "coco_url": f"http://images.example/{n:012d}.jpg",
-         "height": 480, "width": 640, "date_captured": "2013-11-14 16:28:13", "id": n}
-        for n in range(1, num_images + 1)
-    )  # fmt: skip
-    categories = [{"supercategory": "thing", "id": n, "name": f"class {n}"} for n in range(1, 91)]
-    with (folder / COCO_INSTANCES).open("w") as file:
-        file.write('{"info": {}, "images": [')
-        _write_list(file, map(json.dumps, images))
-        file.write('], "annotations": [')
-        _write_list(file, _objects(rng, int(NUM_OBJECTS * share), num_images))
-        file.write(f'], "categories": {json.dumps(categories)}}}')
-    captions = (
-        json.dumps({"image_id": n % num_images + 1, "id": n, "caption": f"A thing number {n} stands beside another. "})
-        for n in range(int(NUM_CAPTIONS * share))
-    )
-    with (folder / "annotations/captions_train2014.json").open("w") as file:
-        file.write('{"images": [], "annotations": [')
-        _write_list(file, captions)
-        file.write("]}")
-
-
-def write_videos(folder: Path, share: float) -> None:
-    """`share` of YouTube-VIS's training split, run lengths in plain numbers as its first release has them."""
-    (folder / "JPEGImages").mkdir(parents=True)
-    num_videos, rng = max(1, int(NUM_VIDEOS * share)), np.random.default_rng(1)
-    lengths = rng.multinomial(int(NUM_FRAMES * share), np.full(num_videos, 1 / num_videos))
-    videos = [
-        {"id": n + 1, "width": 1280, "height": 720, "length": int(length),
-         "file_names": [f"{n:010x}/{5 * i:05d}.jpg" for i in range(length)]}
-        for n, length in enumerate(lengths)
-    ]  # fmt: skip
-    shapes = [json.dumps({"counts": run_lengths(_blob(rng, 720, 1280)), "size": [720, 1280]}) for _ in range(60)]
-    with (folder / VIDEO_INSTANCES).open("w") as file:
-        file.write(f'{{"videos": {json.dumps(videos)}, "annotations": [')
-        _write_list(file, (_track(rng, n, lengths, shapes) for n in range(int(NUM_TRACKS * share))))
-        file.write('], "categories": [{"id": 1, "name": "giant_panda"}]}')
-
-
-def _objects(rng: np.random.Generator, num_objects: int, num_images: int) -> Iterator[str]:
-    """Objects in no order of pictures; two of five below 32 x 32 px and one of eighty a crowd, as in COCO."""
-    polygons = [json.dumps([_polygon(rng)]) for _ in range(NUM_SHAPES)]
-    crowds = [json.dumps({"counts": run_lengths(_blob(rng, 480, 640)), "size": [480, 640]}) for _ in range(20)]
-    areas = np.exp(rng.normal(math.log(1700), 2.2, num_objects)).clip(20, 250_000)
-    owners = rng.integers(1, num_images + 1, num_objects)
-    for n in range(num_objects):
-        is_crowd = n % 80 == 0
-        shape = crowds[n % len(crowds)] if is_crowd else polygons[n % NUM_SHAPES]
-        yield (
-            f'{{"segmentation": {shape}, "area": {areas[n]:.4f}, "iscrowd": {int(is_crowd)}, "image_id": {owners[n]}, '
-            f'"bbox": [473.07, 395.93, 38.65, 28.67], "category_id": {n % 90 + 1}, "id": {n + 1}}}'
-        )
-
-
-def _polygon(rng: np.random.Generator) -> list[float]:
-    """An outline of 20 to 60 points in a picture of 640 x 480 px, hundredths of a pixel."""
-    angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(20, 60))))
-    radii = rng.uniform(30, 100) * rng.uniform(0.8, 1.2, angles.size)
-    points = np.stack([320 + radii * np.cos(angles), 240 + radii * np.sin(angles)], axis=1)
-    return [round(value, 2) for value in points.ravel().tolist()]
-
-
-def _blob(rng: np.random.Generator, height: int, width: int) -> Any:
-    """A round mask with a ragged border."""
-    y, x = np.mgrid[:height, :width]
-    radius = height * rng.uniform(0.2, 0.4) + rng.normal(0, 2, (1, width))
-    return (x - width / 2) ** 2 + (y - height / 2) ** 2 < radius**2
-
-
-def _track(rng: np.random.Generator, number: int, lengths: Any, shapes: list[str]) -> str:
-    video = number % len(lengths)
-    masks = ["null" if rng.random() < 0.05 else shapes[int(rng.integers(len(shapes)))] for _ in range(lengths[video])]
-    boxes = json.dumps([[100.0, 100.0, 400.0, 400.0]] * len(masks))
-    return (
-        f'{{"id": {number + 1}, "video_id": {video + 1}, "category_id": 1, "iscrowd": 0, "width": 1280, "height": 720, '
-        f'"segmentations": [{", ".join(masks)}], "bboxes": {boxes}, "areas": {json.dumps([90_000] * len(masks))}}}'
-    )
-
-
-def _write_list(file: Any, entries: Iterator[str]) -> None:
-    first = True
-    for entry in entries:
-        file.write(entry if first else ", " + entry)
-        first = False
 
 
 def read_coco(folder: Path) -> int:
@@ -142,13 +43,30 @@ def read_videos(folder: Path) -> int:
     return sum(unit.num_candidates for unit in YoutubeVisReader(str(folder)).read(VideoSelection(), Counter()))
 
 
+def plan(folder: Path, layout: str) -> int:
+    """All of planning, with COCO and the videos of one layout; returns how many candidates there are."""
+    with tempfile.TemporaryDirectory(prefix="ezigen-bench-") as output:
+        inputs = PairInputs(
+            output_uri=output, coco_uri=str(folder / "coco"), youtube_vis_uri=str(folder / layout), if_busy="refuse"
+        )
+        planned = plan_pairs(inputs, PairConfig(), OutputFolder(output))
+    return sum(source.candidates for source in planned.sources.values())
+
+
 def parse(path: Path) -> int:
     """json.load; returns how many annotations there are."""
     with path.open() as file:
         return len(json.load(file)["annotations"])
 
 
-MEASUREMENTS: dict[str, Callable[[Path], int]] = {"coco": read_coco, "youtube_vis": read_videos, "json.load": parse}
+MEASUREMENTS: dict[str, Callable[[Path], int]] = {
+    "coco": read_coco,
+    "youtube_vis": read_videos,
+    "youtube_vis_palettes": read_videos,
+    "plan": lambda folder: plan(folder, "youtube_vis"),
+    "plan of palettes": lambda folder: plan(folder, "youtube_vis_palettes"),
+    "json.load": parse,
+}
 
 
 @dataclass(frozen=True)
@@ -182,13 +100,17 @@ def _compare(name: str, folder: Path, file: str) -> None:
     size = (folder / file).stat().st_size
     print(f"{file}: {size / 2**20:,.0f} MiB")
     ours = measure(name, folder)
-    print(f"  our reader   {ours} candidates; at most {MAX_GIB} GiB are wanted", flush=True)
+    print(f"  our reader   {ours} candidates; {_verdict(ours)}", flush=True)
     if psutil.virtual_memory().available < size * BASELINE_MEMORY_PER_BYTE:
         print("  json.load    left out: this machine has too little free memory for it")
         return
     baseline = measure("json.load", folder / file)
     print(f"  json.load    {baseline} annotations")
     print(f"  {baseline.seconds / ours.seconds:.1f}x as fast, {baseline.peak_gib / ours.peak_gib:.1f}x less memory")
+
+
+def _verdict(figures: Figures) -> str:
+    return f"wanted: at most {MAX_GIB} GiB, {'reached' if figures.peak_gib <= MAX_GIB else 'NOT reached'}"
 
 
 def main() -> None:
@@ -205,9 +127,14 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         if not (folder / "coco").exists():
             write_coco(folder / "coco", options.share)
-            write_videos(folder / "youtube_vis", options.share)
+            write_instances(folder / "youtube_vis", options.share)
+            write_meta(folder / "youtube_vis_palettes", options.share)
         _compare("coco", folder / "coco", COCO_INSTANCES)
-        _compare("youtube_vis", folder / "youtube_vis", VIDEO_INSTANCES)
+        _compare("youtube_vis", folder / "youtube_vis", INSTANCES)
+        _compare("youtube_vis_palettes", folder / "youtube_vis_palettes", META)
+        for name in ("plan", "plan of palettes"):
+            figures = measure(name, folder)
+            print(f"{name:17s} {figures} candidates; {_verdict(figures)}", flush=True)
 
 
 if __name__ == "__main__":
