@@ -89,14 +89,14 @@ def mask_of(number: int) -> torch.Tensor | None:
     return mask
 
 
-def target_of(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+def target_of(number: int, shape: tuple[int, ...] = SHAPE.latent_shape) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1000 + number)
-    mean = torch.randn(SHAPE.latent_shape, generator=generator)
-    return mean, torch.rand(SHAPE.latent_shape, generator=generator) * 1e-9
+    mean = torch.randn(shape, generator=generator)
+    return mean, torch.rand(shape, generator=generator) * 1e-9
 
 
-def embeddings_of(number: int) -> torch.Tensor:
-    return torch.randn(SHAPE.text_shape, generator=torch.Generator().manual_seed(2000 + number))
+def embeddings_of(number: int, shape: tuple[int, ...] = SHAPE.text_shape) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2000 + number))
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,15 @@ def write_shard(
     with FeatureShardWriter(output, identity, shard, row_group_mib=row_group_mib) as writer:
         for number in numbers:
             if identity.policy == "latents":
-                latents = target_of(number)[0][None]
+                latents = target_of(number, identity.latent_shape)[0][None]
                 writer.add_subject_latents([subject_key(number)], [subject_class(number)], latents)
             else:
                 features = random_features(number, identity.blocks)
                 writer.add_subjects([subject_key(number)], [subject_class(number)], features, [mask_of(number)])
-            mean, variance = target_of(number)
+            mean, variance = target_of(number, identity.latent_shape)
             writer.add_targets([picture_key(number)], mean[None], variance[None])
-            tokens = torch.full((1, SHAPE.text_shape[0]), number)
-            embeddings = embeddings_of(number)[None] if identity.text_embeddings else None
+            tokens = torch.full((1, identity.text_shape[0]), number)
+            embeddings = embeddings_of(number, identity.text_shape)[None] if identity.text_embeddings else None
             writer.add_texts([text_id(text(number))], [text(number)], tokens, embeddings)
         return writer.close(samples_of(numbers))
 
@@ -139,10 +139,16 @@ def samples_of(numbers: range) -> pa.Table:
 
 
 def write_features(
-    root: Path | str, *, num_shards: int = 2, per_shard: int = 5, row_group_mib: int = 0, **config
+    root: Path | str,
+    *,
+    shape: ModelShape = SHAPE,
+    num_shards: int = 2,
+    per_shard: int = 5,
+    row_group_mib: int = 0,
+    **config,
 ) -> Written:
     """A finished store whose subjects are numbered through."""
-    output, identity = OutputFolder(str(root)), identity_of(**config)
+    output, identity = OutputFolder(str(root)), identity_of(shape, **config)
     write_store(output, identity, row_group_mib=row_group_mib)
     shards = {}
     for index in range(num_shards):

@@ -11,6 +11,8 @@ from tasks.storage import Locations
 from tests.faulty_proxy import run_faulty_proxy
 from tests.features.stores import (
     BLOCKS,
+    SD21,
+    SHAPE,
     picture_key,
     random_features,
     subject_key,
@@ -35,10 +37,20 @@ def requests_of(proxy, action) -> int:
     return proxy.num_requests - before
 
 
-@pytest.mark.parametrize("tokens", ["all", "foreground"])
-def test_a_row_costs_one_request(proxied, tokens):
+@pytest.mark.parametrize(
+    ("shape", "config", "megabytes"),
+    [
+        (SHAPE, {}, 0.0025),
+        (SHAPE, {"tokens": "foreground"}, 0),
+        (SD21, {}, 23.1),
+        (SD21, {"dtype": "fp8"}, 11.7),
+        (SD21, {"tokens": "foreground"}, 0),
+    ],
+    ids=["small", "small foreground", "SD2.1", "SD2.1 fp8", "SD2.1 foreground"],
+)
+def test_a_row_costs_one_request(proxied, shape, config, megabytes):
     folder, proxy, locations = proxied
-    write_features(folder, tokens=tokens)
+    write_features(folder, shape=shape, per_shard=2, **config)
     store = FeatureStore.open(folder, locations)
     store.subject_ids()
     store.read_target(picture_key(0))
@@ -46,7 +58,16 @@ def test_a_row_costs_one_request(proxied, tokens):
     assert requests_of(proxy, lambda: store.read_subject(subject_key(3))) == 1
     assert requests_of(proxy, lambda: store.read_target(picture_key(3))) == 1
     assert requests_of(proxy, lambda: store.read_text(text_id(text(3)))) == 1
-    assert requests_of(proxy, lambda: store.read_subjects([subject_key(n) for n in (1, 5, 9)])) == 3
+    assert requests_of(proxy, lambda: store.read_subjects([subject_key(n) for n in (0, 1, 2)])) == 3
+
+    packed = store.read_subjects([subject_key(3)]).packed
+    tensors = [*packed.values.values(), *(packed.scales or {}).values()]
+    if megabytes:
+        assert sum(tensor.nbytes for tensor in tensors) / 1e6 == pytest.approx(megabytes, rel=0.01)
+    if not config:
+        expected = random_features(3, shape.blocks)
+        for block in shape.blocks:
+            assert torch.equal(packed.values[block.name], expected.tokens[block.name].half())
 
 
 def test_opening_and_the_first_read_cost_a_handful(proxied):
