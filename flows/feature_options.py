@@ -51,7 +51,8 @@ class FeatureOptions:
         int | None, Option(help="Pictures that a worker encodes together.", rich_help_panel=_FEATURES)
     ] = None
     max_gib: Annotated[
-        float | None, Option(help="Refuse a store that would become larger.", rich_help_panel=INPUTS)
+        float | None,
+        Option(help="Largest store; a larger one is refused, or not finished.", rich_help_panel=INPUTS),
     ] = None
     verify: Annotated[
         bool | None,

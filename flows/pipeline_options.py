@@ -42,7 +42,8 @@ class PipelineOptions:
     name: Name = None
     alias: Alias = None
     max_gib: Annotated[
-        float | None, Option(help="Refuse a feature store that would become larger.", rich_help_panel=INPUTS)
+        float | None,
+        Option(help="Largest store; a larger one is refused, or not finished.", rich_help_panel=INPUTS),
     ] = None
     wait: Wait = None
     storage_block: StorageBlock = None

@@ -40,7 +40,8 @@ def precompute_features(
 
     Each is stored once per distinct picture or text, as Parquet that any reader opens. Running again computes exactly
     the missing shards, and with `inputs.verify` those that were damaged since. A store that would become larger than
-    `inputs.max_gib` is refused before anything is written.
+    `inputs.max_gib` is refused before anything is written; one that turns out larger ends the run as failed, what is
+    stored is kept, and a larger budget lets it go on.
 
     Args:
         inputs: The pairs, the feature store, and how much may be written.

@@ -30,8 +30,8 @@ class PipelineInputs(Config):
     max_gib: float = Field(
         default=0.0,
         ge=0.0,
-        description="A feature store that would become larger is refused before anything of it is written; 0 sets no "
-        "limit.",
+        description="A feature store that would become larger is refused before anything of it is written, and one "
+        "that turns out larger is not finished; with a larger budget it is. 0 sets no limit.",
     )
     name: str = Field(default="adapter", pattern=NAME_PATTERN, description="Name under which the adapter is published.")
     alias: Alias = Field(
