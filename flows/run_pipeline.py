@@ -46,10 +46,13 @@ def make_features(wanted: PipelineParameters) -> State[Any]:
 
 
 def make_adapter(wanted: PipelineParameters) -> State[Any]:
-    """The adapter: its run in runs/, its version in adapters/."""
+    """The adapter: its run in runs/, its version in adapters/.
+
+    `model.dtype` is what features are computed in; what training computes in is `training.precision`.
+    """
     return train_adapter(
         wanted.inputs.training_inputs(),
-        wanted.model,
+        wanted.model.model_copy(update={"dtype": "auto"}),
         wanted.training,
         wanted.monitoring,
         wanted.cluster,
@@ -83,7 +86,7 @@ def run_pipeline(
 
     Args:
         inputs: The data sets, and the root folder of everything that is made of them.
-        model: The Stable Diffusion stack.
+        model: The Stable Diffusion stack; `dtype` is what features are computed in.
         pairs: Which objects and frames become pairs; `size_px` has to be the model's picture size.
         features: What is stored of every subject, target and text.
         training: How the adapters are trained.

@@ -236,7 +236,9 @@ def check_early(parameters: TrainingParameters) -> None:
     Raises ConfigurationError. A store whose keys are in a Prefect block is looked at later, when there is a server.
     """
     from ezigen.models import model_fingerprint
+    from tasks.training.plan import check_dtype
 
+    check_dtype(parameters.training, parameters.model)
     model_fingerprint(parameters.model.model)
     inputs = parameters.inputs
     if inputs.storage_block:

@@ -99,6 +99,7 @@ def plan_training(
     from tasks.training.data import TrainingSet
 
     _check_locations(inputs)
+    check_dtype(config, model)
     model_digest = model_fingerprint(model.model)
     initial, initial_digest = _find_initial(inputs, model, locations)
     check()
@@ -164,6 +165,20 @@ def _find_initial(inputs: TrainingInputs, model: StackConfig, locations: Locatio
     location = find_adapter(inputs.initial_adapter, inputs.adapters_uri, locations)
     folder = local_adapter(location, model.model, inputs.adapters_uri, locations)
     return location, adapter_fingerprint(str(folder), model.model)
+
+
+def check_dtype(config: TrainingConfig, model: StackConfig) -> None:
+    """Raises ConfigurationError for a model.dtype that training would not compute in.
+
+    The networks are loaded in fp32, because adapters begin as copies of their layers, and cast to training.precision.
+    """
+    if model.dtype not in ("auto", config.precision):
+        allowed = "auto" if config.precision == "auto" else f"auto or {config.precision}"
+        wanted = f", or training.precision to {model.dtype}" if model.dtype in ("fp32", "bf16") else ""
+        raise ConfigurationError(
+            f"model.dtype is {model.dtype}, but what training computes in is training.precision ({config.precision}: "
+            f"auto, fp32 or bf16); set model.dtype to {allowed}{wanted}."
+        )
 
 
 def _check_locations(inputs: TrainingInputs) -> None:

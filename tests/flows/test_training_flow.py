@@ -40,6 +40,7 @@ from flows.training_options import TrainingOptions
 from flows.watching import current_watcher
 from tasks.adapters import Registry
 from tasks.training.outcome import TrainingOutcome, TrainingProgress
+from tasks.training.plan import check_dtype
 from tests.flows.conftest import CommandLine
 from tests.flows.test_flow import Follower, logs_of
 from tests.flows.test_training_data import pairs_summary
@@ -198,6 +199,7 @@ def test_mistakes_name_the_groups_of_training():
         (["train", "docs", "OUT"], "no finished feature store"),
         (["train", "docs", "OUT", "--model", "nowhere/at/all"], "no such folder"),
         (["train", "docs", "OUT", "--name", "Two Words"], "inputs.name"),
+        (["train", "docs", "OUT", "--set", "model.dtype=fp16"], "model.dtype is fp16"),
         (["train", "docs", "OUT", "--alias", "v3"], "inputs.alias: v3 is what versions are called"),
         (["plan", "train", "docs", "OUT"], "no feature store"),
         (["pipeline", "OUT"], "name at least one data set"),
@@ -210,6 +212,23 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path, command_line: CommandLine, o
     assert says in command.stderr
     assert "Traceback" not in command.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "says"),
+    [
+        ("fp16", "auto", r"set model\.dtype to auto\.$"),
+        ("fp16", "bf16", r"training\.precision \(bf16: auto, fp32 or bf16\); set model\.dtype to auto or bf16\.$"),
+        ("bf16", "fp32", r"set model\.dtype to auto or fp32, or training\.precision to bf16\.$"),
+        ("fp32", "auto", r"set model\.dtype to auto, or training\.precision to fp32\.$"),
+    ],
+)
+def test_a_precision_that_training_would_not_compute_in_is_refused(dtype, precision, says):
+    with pytest.raises(ConfigurationError, match=says):
+        check_dtype(TrainingConfig(precision=precision), StackConfig(dtype=dtype))
+    check_dtype(TrainingConfig(precision=precision), StackConfig())
+    if precision != "auto":
+        check_dtype(TrainingConfig(precision=precision), StackConfig(dtype=precision))
 
 
 # ---- words
@@ -261,7 +280,7 @@ class Chain:
         )
         return run_pipeline(
             inputs,
-            StackConfig(model=str(self.model), device="cpu"),
+            StackConfig(model=str(self.model), device="cpu", dtype="fp32"),  # of the features
             PairConfig(seed=1, size_px=32, pairs_per_shard=10, coco={"min_area_px": 100}),
             FeatureConfig(batch_size=4),
             TrainingConfig(**TRAINING),
