@@ -159,11 +159,13 @@ class _Worker:
         )
 
     def _resume(self) -> None:
-        """Goes on after the checkpoint that Ray Train knows; whatever lies beyond it is taken back."""
-        import ray.train
+        """Goes on after the newest checkpoint; whatever lies beyond it is taken back.
 
-        checkpoint = ray.train.get_checkpoint()
-        step = 0 if checkpoint is None else checkpoint_step(Path(checkpoint.path).name)
+        Ray Train counts a checkpoint only after it has polled every worker, which a loss may come before, so one that
+        is complete in the store counts, too: nothing that `checkpoint_step` has promised is made again. Until the run
+        tidies up, such a checkpoint is one folder more than monitoring.num_checkpoints.
+        """
+        step = self._newest_step()
         if step:
             with self._checkpoints.open(step, self._scratch) as folder:
                 self._learner.load(folder)
@@ -173,6 +175,21 @@ class _Worker:
             self._checkpoints.remove_after(self._saved_step)
             self._log.remove_after(self._saved_step)
             remove_measurements_after(self.work.output, self._saved_step)
+
+    def _newest_step(self) -> int:
+        """Of the newest checkpoint, as the first worker finds it, in all of them; 0 if there is none.
+
+        The one that Ray Train knows is taken also where it is damaged, and then refused by name.
+        """
+        import ray.train
+        import ray.train.collective
+
+        newest = None
+        if self.rank == 0:
+            known = ray.train.get_checkpoint()
+            counted = None if known is None else checkpoint_step(Path(known.path).name)
+            newest = max([counted or 0, *(found.step for found in self._checkpoints.find())])
+        return int(ray.train.collective.broadcast_from_rank_zero(newest) or 0)
 
     # ---- training
 

@@ -118,6 +118,25 @@ def test_a_run_that_is_stopped_and_then_loses_a_worker_stores_the_same(
     assert stage.plan().finished
 
 
+def test_a_checkpoint_that_ray_has_not_counted_yet_is_gone_on_from(
+    reference, features, tmp_path, tiny_folder, ray_address, monkeypatch, caplog
+):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "5")  # Ray Train looks as seldom as that for checkpoints
+    stage = Stage(features, tmp_path, tiny_folder, monitoring={"checkpoint_every": NUM_STEPS // 2})
+    stored, killed = Stored(stage.plan().output), []
+    with (
+        caplog.at_level("INFO", "ezigen.worker"),
+        at_checkpoint(stored, NUM_STEPS // 2, lambda: killed.extend(kill_one("ray::RayTrainWorker"))),
+    ):
+        outcome = stage.run(cluster=on(ray_address))
+    assert killed
+    assert (outcome.state, outcome.num_restarts) == ("finished", 1)
+    begun = re.findall(r"goes on after step (\d+)", caplog.text)
+    assert [int(step) for step in begun] == [0, NUM_STEPS // 2]
+    assert stored.steps == [NUM_STEPS // 2, NUM_STEPS]
+    assert_equal_runs(stored, reference)
+
+
 def test_a_killed_driver_leaves_nothing_that_the_next_run_does_not_finish(
     reference, features, tmp_path, tiny_folder, ray_address
 ):
