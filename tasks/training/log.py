@@ -1,4 +1,4 @@
-"""What every train step was: log/<first>-<last>.parquet, and the same numbers for TensorBoard.
+"""What every train step was: log/<first>-<last>.parquet, and the same for TensorBoard, with the sample sheets.
 
 A segment is written before the checkpoint of its last step, so the log reaches at least as far as the newest
 checkpoint. All columns but `finished_at` are equal however often the run was interrupted.
@@ -10,12 +10,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from ezigen.config import ConfigurationError
+from tasks.inspection.sheet import to_jpeg
 from tasks.storage.filesystems import describe_error, with_retries
 from tasks.storage.folder import OutputFolder
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 FOLDER = "log"
 TENSORBOARD = "tensorboard"
+SHEET_TAG = "validation/samples"
+"""What TensorBoard calls the sample sheets."""
 SOURCES = ("coco", "youtube_vis")
 """As ezigen.training.batch.SOURCES, which costs torch."""
 
@@ -75,9 +80,10 @@ class RunLog:
         self._write_events(f"{first:08d}-{last:08d}", [(row["step"], _scalars(row)) for row in self._waiting])
         self._waiting.clear()
 
-    def add_measurement(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Stores what was measured after a step, for TensorBoard; tables have it from validation/."""
-        self._write_events(f"{step:08d}", [(step, {f"validation/{name}": value for name, value in numbers.items()})])
+    def add_measurement(self, step: int, numbers: Mapping[str, float], sheet: Image.Image | None = None) -> None:
+        """Stores what was measured after a step, for TensorBoard; pages and tables have it from validation/."""
+        scalars = {f"validation/{name}": value for name, value in numbers.items()}
+        self._write_events(f"{step:08d}", [(step, scalars)], {} if sheet is None else {step: sheet})
 
     def remove_after(self, step: int) -> None:
         """Deletes every segment that reaches beyond a step, the last one first, and forgets what was not stored."""
@@ -90,7 +96,12 @@ class RunLog:
 
     # ---- TensorBoard
 
-    def _write_events(self, steps: str, scalars: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    def _write_events(
+        self,
+        steps: str,
+        scalars: Sequence[tuple[int, Mapping[str, float]]],
+        sheets: Mapping[int, Image.Image] = MappingProxyType({}),
+    ) -> None:
         """One file per segment: TensorBoard reads a folder's files by name, and object stores cannot append."""
         from tensorboardX import SummaryWriter
 
@@ -99,6 +110,8 @@ class RunLog:
                 for step, values in scalars:
                     for name, value in values.items():
                         writer.add_scalar(name, value, step)
+                for step, sheet in sheets.items():
+                    writer.file_writer.add_summary(_sheet_summary(sheet), step)
             [path] = Path(folder).iterdir()
             self._output.write(f"{TENSORBOARD}/events.out.tfevents.{steps}.ezigen", path.read_bytes())
 
@@ -134,6 +147,15 @@ def _read(output: OutputFolder, relative: str) -> pa.Table:
             f"{output.uri(relative)} is not a readable part of a training log ({describe_error(error)}); delete it: "
             "only charts need it."
         ) from error
+
+
+def _sheet_summary(sheet: Image.Image) -> Any:
+    """A sheet as TensorBoard's message; as a JPEG, which `add_image` would make ten times larger as a PNG."""
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    width, height = sheet.size
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=to_jpeg(sheet))
+    return Summary(value=[Summary.Value(tag=SHEET_TAG, image=image)])
 
 
 def _scalars(row: Mapping[str, Any]) -> dict[str, float]:

@@ -297,7 +297,7 @@ class _Worker:
         from tasks.training.validation import write_measurement
 
         measurement = self._make_validator().combine(parts)
-        self._log.add_measurement(measurement.step, measurement.numbers())
+        self._log.add_measurement(measurement.step, measurement.numbers(), measurement.sheet)
         write_measurement(self.work.output, measurement)
         logger.info("%s", measurement.describe())
 

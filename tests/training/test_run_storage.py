@@ -1,17 +1,22 @@
 """What a run stores, without Ray: checkpoints that count or do not, the log, what the driver hears of its workers."""
 
+import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ezigen.config import ConfigurationError
 from ezigen.training import StepReport
 from tasks.storage import OutputFolder
 from tasks.training.checkpoints import COMPLETE, Checkpoints, checkpoint_step
 from tasks.training.control import Control, Pulse
-from tasks.training.log import RunLog, read_log, read_recent
+from tasks.training.log import SHEET_TAG, RunLog, read_log, read_recent
 from tasks.training.scratch import remove_abandoned, scratch_folder
 
 
@@ -103,17 +108,21 @@ def test_a_log_is_cut_where_a_run_goes_on(output):
     ]
 
 
-def read_events(path: Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of every scalar in a file in TensorBoard's format: length, checksum, event, checksum."""
+def read_values(path: Path) -> Iterator[tuple[int, Any]]:
+    """Step and value of everything in a file in TensorBoard's format: length, checksum, event, checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
-    data, found, at = path.read_bytes(), [], 0
+    data, at = path.read_bytes(), 0
     while at < len(data):
         length = int.from_bytes(data[at : at + 8], "little")
         event = Event.FromString(data[at + 12 : at + 12 + length])
-        found += [(event.step, value.tag, round(value.simple_value, 6)) for value in event.summary.value]
+        yield from ((event.step, value) for value in event.summary.value)
         at += 12 + length + 4
-    return found
+
+
+def read_events(path: Path) -> list[tuple[int, str, float]]:
+    """(step, name, value) of every scalar."""
+    return [(step, value.tag, round(value.simple_value, 6)) for step, value in read_values(path)]
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
@@ -132,6 +141,25 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert {name for _, name, _ in events} == {
         "train/loss", "train/grad_norm", "train/lr", "train/loss_coco", "validation/held_out_loss"
     }  # fmt: skip
+
+
+def test_tensorboard_gets_the_sample_sheets(tmp_path):
+    sheet = Image.new("RGB", (96, 64), (200, 30, 30))
+    sheet.paste((20, 40, 220), (48, 0, 96, 64))
+    log = RunLog(OutputFolder(str(tmp_path)))
+    log.add_measurement(500, {"dino": 0.7}, sheet)
+    log.add_measurement(1000, {"dino": 0.8}, sheet.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    values = [value for path in sorted((tmp_path / "tensorboard").iterdir()) for value in read_values(path)]
+    images = {step: value.image for step, value in values if value.tag == SHEET_TAG}
+    assert {step: (image.width, image.height, image.colorspace) for step, image in images.items()} == {
+        500: (96, 64, 3),
+        1000: (96, 64, 3),
+    }
+    for step, red, blue in ((500, 10, 80), (1000, 80, 10)):
+        with Image.open(io.BytesIO(images[step].encoded_image_string)) as shown:
+            np.testing.assert_allclose(shown.getpixel((red, 30)), (200, 30, 30), atol=12)
+            np.testing.assert_allclose(shown.getpixel((blue, 30)), (20, 40, 220), atol=12)
+    assert {value.tag for _, value in values} == {SHEET_TAG, "validation/dino"}
 
 
 def test_what_a_lost_group_of_workers_did_counts_on():
