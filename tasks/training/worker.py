@@ -267,15 +267,15 @@ class _Worker:
             folder = self._scratch / f"save-{step}"
             self._learner.save(folder)
             self._log.flush()  # before the checkpoint counts
-            self._upload.begin()
             checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(
-            {"step": step},
-            checkpoint=checkpoint,
-            checkpoint_dir_name=checkpoint_name(step),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=self._upload,
-        )
+        with self._upload.handed_over() if checkpoint else contextlib.nullcontext():
+            ray.train.report(
+                {"step": step},
+                checkpoint=checkpoint,
+                checkpoint_dir_name=checkpoint_name(step),
+                checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+                checkpoint_upload_fn=self._upload,
+            )
         self._saved_step = step
 
     def _measure_if_due(self) -> None:
@@ -424,9 +424,15 @@ class _Upload:
         self._idle = threading.Event()
         self._idle.set()
 
-    def begin(self) -> None:
-        """One is about to be handed over."""
+    @contextlib.contextmanager
+    def handed_over(self) -> Iterator[None]:
+        """Inside, one is given to Ray Train. Where that fails nobody will store it, so nobody must wait for it."""
         self._idle.clear()
+        try:
+            yield
+        except BaseException:
+            self._idle.set()
+            raise
 
     def wait(self) -> None:
         """Until nothing is under way. What goes wrong is raised by Ray Train."""

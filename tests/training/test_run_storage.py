@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tasks.training.checkpoints import COMPLETE, Checkpoints, checkpoint_step
 from tasks.training.control import Control, Pulse
 from tasks.training.log import SHEET_TAG, RunLog, read_log, read_recent
 from tasks.training.scratch import remove_abandoned, scratch_folder
+from tasks.training.worker import _Upload
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -160,6 +162,16 @@ def test_tensorboard_gets_the_sample_sheets(tmp_path):
             np.testing.assert_allclose(shown.getpixel((red, 30)), (200, 30, 30), atol=12)
             np.testing.assert_allclose(shown.getpixel((blue, 30)), (20, 40, 220), atol=12)
     assert {value.tag for _, value in values} == {SHEET_TAG, "validation/dino"}
+
+
+def test_an_upload_that_was_never_begun_is_not_waited_for(tmp_path):
+    upload = _Upload(Checkpoints(OutputFolder(str(tmp_path))))
+    with pytest.raises(RuntimeError, match="no controller"), upload.handed_over():
+        raise RuntimeError("no controller")
+    waiting = threading.Thread(target=upload.wait, daemon=True)
+    waiting.start()
+    waiting.join(5)
+    assert not waiting.is_alive()
 
 
 def test_what_a_lost_group_of_workers_did_counts_on():
