@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from tasks.training.outcome import TrainingOutcome, TrainingProgress
     from tasks.training.plan import TrainingPlan
 
-_PHASES = {"starting": "starting workers", "restarting": "workers were lost, starting again", "measuring": "measuring"}
+_PHASES = {
+    "starting": "starting workers",
+    "restarting": "workers were lost, starting again",
+    "resizing": "starting again with another number of workers",
+    "measuring": "measuring",
+}
 CHARTS = "figures.png"
 """Published beside the weights, as is the last sample sheet."""
 

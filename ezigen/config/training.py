@@ -244,6 +244,13 @@ class TrainingClusterConfig(RayConfig):
         description="Go on with as few workers as this when nodes are lost, and take more again when they are back; 0 "
         "waits for all of them.",
     )
+    resize_interval_s: float = Field(
+        default=30.0,
+        gt=0.0,
+        le=86_400.0,
+        description="Where min_workers goes on with fewer: time between looks for places for more workers. Taking them "
+        "costs a start, and the steps since the newest checkpoint, which are made again.",
+    )
     max_failures: int = Field(
         default=3,
         ge=-1,

@@ -9,7 +9,8 @@ import pyarrow as pa
 import torch
 
 from ezigen.config import ConfigurationError, ItemError
-from tasks.features.foreground import finest_side, kept_tokens, touched_cells
+from ezigen.subject.foreground import touched_cells
+from tasks.features.foreground import finest_side, kept_tokens
 from tasks.features.model_shape import BlockLayout
 from tasks.features.ownership import ShardOwnership
 from tasks.features.pair_reader import read_mask

@@ -48,6 +48,8 @@ class ControlState:
     """How often Ray Train gave up a group of workers."""
     num_failed_starts: int = 0
     """How many groups in a row did not even come to life."""
+    num_resizes: int = 0
+    """How often a group made place for one of another size."""
     reason: str = ""
     """Why the last group was given up."""
     error: Exception | None = None
@@ -65,14 +67,19 @@ class Control:
         self._state = ControlState()
         self._log: deque[LogLine] = deque(maxlen=_MAX_LINES)
         self._stopping = False
+        self._is_given_up = False
+        """Whether Ray Train has done with the group of the last attempt; what its workers say until they end has been
+        counted."""
 
     # ---- workers
 
     def begin(self, num_workers: int) -> int:
         """A group of workers begins to load; returns its number. Said by its first worker."""
-        self._close_attempt()
+        is_resizing = self._state.pulse.phase == "resizing"
+        self._close_attempt("resizing" if is_resizing else "restarting")
         attempt = self._state.attempt + 1
         self._state = replace(self._state, attempt=attempt, num_workers=num_workers, is_loading=True, is_ready=False)
+        self._is_given_up = False
         return attempt
 
     def ready(self, attempt: int) -> None:
@@ -83,7 +90,7 @@ class Control:
     def tell(self, attempt: int, pulse: Pulse, log: tuple[LogLine, ...] = ()) -> bool:
         """Takes the first worker's state; returns whether the group should stop."""
         self._log.extend(log)
-        if attempt == self._state.attempt:
+        if attempt == self._state.attempt and not self._is_given_up:
             self._state = replace(self._state, pulse=pulse)
         return self._stopping
 
@@ -108,6 +115,7 @@ class Control:
         was_started: its workers had come to life. is_waiting: they did not because there was no place for them.
         """
         self._close_attempt()
+        self._is_given_up = True
         self._state = replace(
             self._state,
             is_loading=False,
@@ -115,6 +123,19 @@ class Control:
             reason=reason,
             num_losses=self._state.num_losses + was_started,
             num_failed_starts=self._state.num_failed_starts + (not was_started and not is_waiting),
+        )
+
+    def group_resized(self, num_workers: int) -> None:
+        """Ray Train ends the group to start one of so many workers. Nothing was lost, but steps may be made again."""
+        before = self._state.num_workers
+        self._close_attempt("resizing")
+        self._is_given_up = True
+        self._state = replace(
+            self._state,
+            is_loading=False,
+            is_ready=False,
+            reason=f"there is place for {num_workers} workers instead of {before}",
+            num_resizes=self._state.num_resizes + 1,
         )
 
     # ---- the driver
@@ -129,10 +150,11 @@ class Control:
         self._log.clear()
         return replace(self._state, log=lines)
 
-    def _close_attempt(self) -> None:
+    def _close_attempt(self, phase: Phase = "restarting") -> None:
         """What the group did counts on, although its successor begins at nothing."""
         pulse = self._state.pulse
-        phase: Phase = "restarting" if self._state.attempt else "starting"
+        if not self._state.attempt:
+            phase = "starting"
         self._state = replace(
             self._state,
             samples=self._state.samples + pulse.samples,

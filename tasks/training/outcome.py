@@ -8,8 +8,9 @@ from tasks.storage import RunState
 if TYPE_CHECKING:
     from tasks.training.measurements import Measurement
 
-Phase = Literal["starting", "training", "measuring", "restarting", "ending"]
-"""starting: workers load; restarting: the same after a loss; ending: the last checkpoint and measurement."""
+Phase = Literal["starting", "training", "measuring", "restarting", "resizing", "ending"]
+"""starting: workers load; restarting: the same after a loss; resizing: the same in another number; ending: the last
+checkpoint and measurement."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
 )
 from ray.train.v2._internal.execution.controller.state import (
     ReschedulingState,
+    ResizingState,
     RestartingState,
     TrainControllerState,
 )
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 
@@ -55,7 +57,7 @@ class RunStorage(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
 
 
 class ControllerWatch(ControllerCallback):
-    """Runs in Ray Train's controller: tells the run's control actor who it is, and why it gives up workers."""
+    """Runs in Ray Train's controller: tells the run's control actor who it is, and why it ends workers."""
 
     def __init__(self, control: Any) -> None:
         self._control = control
@@ -78,6 +80,8 @@ class ControllerWatch(ControllerCallback):
                 was_started=isinstance(current_state, RestartingState),
                 is_waiting=isinstance(cause, WorkerGroupStartupTimeoutError),
             )
+        elif isinstance(current_state, ResizingState) and isinstance(current_state.scaling_decision, ResizeDecision):
+            self._control.group_resized.remote(current_state.scaling_decision.num_workers)
 
 
 def describe_loss(error: Exception) -> str:
@@ -173,6 +177,7 @@ def _make_trainer(request: FitRequest, control: Any) -> TorchTrainer:
             num_workers=(cluster.min_workers, workers.count) if is_elastic else workers.count,
             use_gpu=bool(workers.num_gpus),
             resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=cluster.resize_interval_s,
         ),
         run_config=RunConfig(  # type: ignore[arg-type]  # ray.train shows version 1 to type checkers
             name=FOLDER,

@@ -230,7 +230,7 @@ class _FitWatch:
         self._fit: Fit | None = None
         self._waiting_since_s: float | None = time.monotonic()
         self._attempt = 0
-        self._num_losses = 0
+        self._num_losses = self._num_resizes = 0
         self._stop_deadline_s: float | None = None
         self._told_s = 0.0
 
@@ -287,6 +287,14 @@ class _FitWatch:
         if state.num_losses > self._num_losses:
             self._num_losses = state.num_losses
             logger.warning("%s; the workers start again after the newest checkpoint", state.reason)
+        if state.num_resizes > self._num_resizes:
+            self._num_resizes = state.num_resizes
+            logger.warning(
+                "%s: the workers start again, and steps after the newest checkpoint (%d of %d done) are made again",
+                state.reason,
+                state.pulse.checkpoint_step,
+                state.pulse.step,
+            )
         if state.num_failed_starts >= _MAX_FAILED_STARTS:
             raise PoolFailed(f"no worker can be started, {state.num_failed_starts} tries in a row: {state.reason}")
         if state.is_ready:

@@ -15,15 +15,19 @@ import numpy as np
 import psutil
 import pytest
 
-from ezigen.config import ConfigurationError, TrainingClusterConfig
+from ezigen.config import ConfigurationError, TrainingClusterConfig, TrainingConfig
 from ezigen.training import TrainingDiverged
+from ezigen.training.batch import SOURCES
 from tasks.cluster import ClusterLost
 from tasks.cluster.planner import PoolFailed
+from tasks.storage import OutputFolder
 from tasks.training.checkpoints import Checkpoints
+from tasks.training.data import TrainingSet
 from tasks.training.outcome import TrainingProgress
 from tests.run.conftest import wait_until
 from tests.run.test_kills import assert_gone
 from tests.training.stage import (
+    CONFIG,
     EVERY,
     NUM_STEPS,
     Stage,
@@ -265,21 +269,36 @@ def start_driver(features: str, root: Path, model: Path) -> subprocess.Popen[byt
 
 
 def test_a_node_that_goes_with_a_notice_costs_nothing_that_was_done_before(features, tmp_path, tiny_folder):
-    found = lose_node(features, tmp_path, tiny_folder, "announced")
+    found = with_nodes(features, tmp_path, tiny_folder, "announced")
     assert found["noticed"] < found["saved"] < found["step"]
     assert found["kept"] == [found["saved"], found["step"]]  # no checkpoint was due
     assert (found["state"], found["workers"], found["restarts"]) == ("stopped", 1, 1)
     assert found["is_whole"]
 
 
+def test_a_node_that_comes_is_used_and_the_order_of_samples_stays(features, tmp_path, tiny_folder):
+    found = with_nodes(features, tmp_path, tiny_folder, "joining")
+    assert (found["state"], found["workers"], found["restarts"]) == ("stopped", 2, 0)
+    assert found["together"] <= found["step"]
+    assert "resizing" in found["phases"]
+    (run,) = tmp_path.glob("adapter-*")
+    log = Stored(OutputFolder(str(run))).log
+    assert log.column("step").to_pylist() == list(range(1, found["step"] + 1))
+    # What arithmetic says of every step, whoever made it and however often.
+    data = TrainingSet.open(features, TrainingConfig(**CONFIG))
+    sources = [[ref.source for part in data.step_refs(step) for ref in part] for step in range(found["step"])]
+    for number, source in enumerate(SOURCES):
+        assert log.column(f"samples_{source}").to_pylist() == [step.count(number) for step in sources]
+
+
 def test_a_driver_whose_own_node_dies_says_so(features, tmp_path, tiny_folder):
     # Whichever notices first: Ray's head, or Ray Train.
-    assert re.search("has died|Ray Train gave up", lose_node(features, tmp_path, tiny_folder, "own")["error"])
+    assert re.search("has died|Ray Train gave up", with_nodes(features, tmp_path, tiny_folder, "own")["error"])
 
 
-def lose_node(features: str, root: Path, model: Path, which: str) -> dict:
-    command = [sys.executable, "-m", "tests.training.node_loss", *map(str, (features, root, model)), which]
+def with_nodes(features: str, root: Path, model: Path, which: str) -> dict:
+    command = [sys.executable, "-m", "tests.training.nodes", *map(str, (features, root, model)), which]
     hurried = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | hurried, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | hurried, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -193,6 +193,23 @@ def test_what_a_lost_group_of_workers_did_counts_on():
     assert (state.pulse.step, state.num_workers, state.is_ready, state.samples) == (9, 1, True, 40)
 
 
+def test_a_group_that_makes_place_for_a_larger_one_is_no_loss():
+    control = Control()
+    first = control.begin(1)
+    control.ready(first)
+    control.tell(first, Pulse("training", 10, checkpoint_step=8, samples=40, training_s=2.0))
+    control.group_resized(2)
+    control.tell(first, Pulse("training", 11, checkpoint_step=8, samples=44, training_s=2.2))  # until it is ended
+    state = control.state()
+    assert (state.num_resizes, state.num_losses, state.is_ready) == (1, 0, False)
+    assert (state.samples, state.pulse.phase, state.pulse.step, state.pulse.checkpoint_step) == (40, "resizing", 10, 8)
+    assert state.reason == "there is place for 2 workers instead of 1"
+    second = control.begin(2)
+    assert control.state().pulse.phase == "resizing"
+    control.tell(second, Pulse("training", 9, samples=4, training_s=0.1))
+    assert (control.state().samples, control.state().pulse.step) == (40, 9)
+
+
 def test_groups_that_never_come_to_life_are_counted_and_forgotten_by_one_that_does():
     control = Control()
     for _ in range(2):
