@@ -125,7 +125,7 @@ def train(options: TrainingOptions) -> None:
 @app.command()
 @with_options(PipelineOptions)
 def pipeline(options: PipelineOptions) -> None:
-    """From data sets to a published adapter, skipping what is there: flow [bold]run_pipeline[/], here and now."""
+    """From data sets to a measured adapter, skipping what is there: flow [bold]run_pipeline[/], here and now."""
     with plain_errors():
         parameters = options.parameters()
         from flows.pipeline_job import check_early

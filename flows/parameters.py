@@ -14,6 +14,8 @@ from ezigen.config import (
     CatalogInputs,
     ClusterConfig,
     ConfigurationError,
+    EvaluationConfig,
+    EvaluationInputs,
     FeatureConfig,
     FeatureInputs,
     ModelConfig,
@@ -75,8 +77,18 @@ class TrainingParameters:
 
 
 @dataclass(frozen=True)
+class EvaluationParameters:
+    """The four groups that the flow `evaluate_adapter` takes."""
+
+    inputs: EvaluationInputs
+    model: StackConfig
+    evaluation: EvaluationConfig
+    cluster: RayConfig
+
+
+@dataclass(frozen=True)
 class PipelineParameters:
-    """The seven groups that the flow `run_pipeline` takes."""
+    """The eight groups that the flow `run_pipeline` takes."""
 
     inputs: PipelineInputs
     model: StackConfig
@@ -84,6 +96,7 @@ class PipelineParameters:
     features: FeatureConfig
     training: TrainingConfig
     monitoring: MonitoringConfig
+    evaluation: EvaluationConfig
     cluster: TrainingClusterConfig
 
 
@@ -114,6 +127,7 @@ PIPELINE_GROUPS: Groups = {
     "features": FeatureConfig,
     "training": TrainingConfig,
     "monitoring": MonitoringConfig,
+    "evaluation": EvaluationConfig,
     "cluster": TrainingClusterConfig,
 }
 
@@ -191,6 +205,7 @@ def build_pipeline_parameters(
     """Checked parameters of `run_pipeline`; see `build_training_parameters`."""
     values = {"inputs": inputs, "model": model, "pairs": pairs, "features": features, "cluster": cluster}
     learning = {"training": training, "monitoring": {}}
+    values["evaluation"] = {}
     return PipelineParameters(**cast("Any", _read_learning(PIPELINE_GROUPS, values, learning, preset, assignments)))
 
 

@@ -25,7 +25,7 @@ from flows.training_options import (
 class PipelineOptions:
     """What stands on the command line. None means "not given": then the preset's or the default value holds."""
 
-    root: Annotated[str, Argument(help="Folder or s3:// prefix for pairs, features, runs and adapters.")]
+    root: Annotated[str, Argument(help="Folder or s3:// prefix for pairs, features, runs, adapters and evaluation.")]
     coco: Annotated[
         str | None,
         Option(metavar="FOLDER", help="COCO 2014: train2014/, val2014/ beside annotations/.", rich_help_panel=INPUTS),
@@ -76,7 +76,8 @@ class PipelineOptions:
         Option(
             "--set",
             metavar="GROUP.FIELD=VALUE",
-            help="Any other setting of inputs, model, pairs, features, training, monitoring or cluster; repeat it.",
+            help="Any other setting of inputs, model, pairs, features, training, monitoring, evaluation or cluster; "
+            "repeat it.",
         ),
     ] = None
 

@@ -16,6 +16,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.evaluation_job import EvaluationSummary, figure_cells
 from flows.pairs_job import SOURCE_NAMES
 from flows.progress import RunProgress
 from tasks.inspection.feature_store import draw_subjects
@@ -137,6 +138,23 @@ def publish_features(output: OutputFolder, tables: list[dict[str, str]], manifes
         f"# {title}",
         _embed(None if sheet is None else to_jpeg(sheet), "The store holds no subject."),
         f"Manifest: `{manifest_uri}`",
+    )
+
+
+def publish_evaluation(summary: EvaluationSummary, sheet: bytes | None) -> None:
+    """The table of figures with their intervals, and the markdown page with the images."""
+    title = f"{summary.reference}: measured on products that nothing was trained on"
+    if summary.evaluation is not None:
+        cells = figure_cells(summary.evaluation)
+        rows = [{"measure": name, "mean": mean, "95 % interval": interval} for name, mean, interval in cells]
+        _publish_table("evaluation-figures", rows, title)
+    _publish_page(
+        "evaluation-report",
+        f"{summary.reference}: what it measures",
+        f"# {summary.reference}",
+        f"{summary.describe()}.",
+        _embed(sheet, "No images were made: there are held-out products of the embedded model alone."),
+        *([f"Evaluation: `{summary.uri}`"] if summary.uri else []),
     )
 
 

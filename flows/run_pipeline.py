@@ -1,7 +1,10 @@
-"""From raw data sets to a published adapter: build_pairs, precompute_features, train_adapter. Can end at any moment."""
+"""From raw data sets to a published and measured adapter. Can end at any moment.
+
+build_pairs, precompute_features, train_adapter, evaluate_adapter.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefect import flow, runtime
@@ -9,6 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from ezigen.config import (
+    EvaluationConfig,
     FeatureConfig,
     MonitoringConfig,
     PairConfig,
@@ -22,30 +26,35 @@ from ezigen.config import (
 )
 from flows.build_pairs import build_pairs
 from flows.endings import to_state
+from flows.evaluate_adapter import evaluate_adapter
 from flows.job import Summary, UnfinishedRun, last_part
 from flows.parameters import PipelineParameters
 from flows.pipeline_job import PipelineSummary, check_early
 from flows.precompute_features import precompute_features
 from flows.run_logs import forward_logs
 from flows.train_adapter import train_adapter
+from flows.training_job import TrainingSummary
 
 logger = logging.getLogger(__name__)
 
-Stage = Callable[[PipelineParameters], State[Any]]
+Summaries = Mapping[str, Summary]
+"""What the links before have come to, by title."""
+
+Stage = Callable[[PipelineParameters, Summaries], State[Any]]
 
 
-def make_pairs(wanted: PipelineParameters) -> State[Any]:
+def make_pairs(wanted: PipelineParameters, _done: Summaries) -> State[Any]:
     """Training pairs, in pairs/."""
     return build_pairs(wanted.inputs.pair_inputs(), wanted.pairs, _shared(wanted.cluster), return_state=True)
 
 
-def make_features(wanted: PipelineParameters) -> State[Any]:
+def make_features(wanted: PipelineParameters, _done: Summaries) -> State[Any]:
     """What training needs of the frozen networks, in features/."""
     inputs = wanted.inputs.feature_inputs()
     return precompute_features(inputs, wanted.model, wanted.features, _shared(wanted.cluster), return_state=True)
 
 
-def make_adapter(wanted: PipelineParameters) -> State[Any]:
+def make_adapter(wanted: PipelineParameters, _done: Summaries) -> State[Any]:
     """The adapter: its run in runs/, its version in adapters/.
 
     `model.dtype` is what features are computed in; what training computes in is `training.precision`.
@@ -60,7 +69,20 @@ def make_adapter(wanted: PipelineParameters) -> State[Any]:
     )
 
 
-STAGES: tuple[tuple[str, Stage], ...] = (("pairs", make_pairs), ("features", make_features), ("adapter", make_adapter))
+def make_evaluation(wanted: PipelineParameters, done: Summaries) -> State[Any]:
+    """What the version that training published measures, in evaluation/."""
+    trained = done["adapter"]
+    assert isinstance(trained, TrainingSummary)
+    inputs = wanted.inputs.evaluation_inputs(trained.published)
+    return evaluate_adapter(inputs, wanted.model, wanted.evaluation, _shared(wanted.cluster), return_state=True)
+
+
+STAGES: tuple[tuple[str, Stage], ...] = (
+    ("pairs", make_pairs),
+    ("features", make_features),
+    ("adapter", make_adapter),
+    ("evaluation", make_evaluation),
+)
 
 
 def name_run() -> str:
@@ -77,9 +99,10 @@ def run_pipeline(
     features: FeatureConfig = FeatureConfig(),  # noqa: B008 - frozen
     training: TrainingConfig = recommended_training(),  # noqa: B008 - frozen
     monitoring: MonitoringConfig = embedded_monitoring(),  # noqa: B008 - frozen
+    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     cluster: TrainingClusterConfig = TrainingClusterConfig(),  # noqa: B008 - frozen
 ) -> State[Any]:
-    """The whole chain, each link a flow run of its own with its own page: pairs, features, adapter.
+    """The whole chain, each link a flow run of its own with its own page: pairs, features, adapter, evaluation.
 
     A link whose output for these inputs exists costs seconds and says "nothing to do"; one that was interrupted goes
     on. The first link that does not come to its end ends the chain.
@@ -91,11 +114,12 @@ def run_pipeline(
         features: What is stored of every subject, target and text.
         training: How the adapters are trained.
         monitoring: Checkpoints, and what is measured along the way.
+        evaluation: How the adapter is measured in the end; only the embedded model is.
         cluster: The Ray cluster and the workers on it, for all links.
 
     """
     with forward_logs(runtime.flow_run.id):
-        wanted = PipelineParameters(inputs, model, pairs, features, training, monitoring, cluster)
+        wanted = PipelineParameters(inputs, model, pairs, features, training, monitoring, evaluation, cluster)
         check_early(wanted)
         return run_links(wanted, STAGES)
 
@@ -104,7 +128,7 @@ def run_links(wanted: PipelineParameters, links: tuple[tuple[str, Stage], ...]) 
     """Runs one link after the other; the final state of the chain is that of the link that ended it."""
     done: list[tuple[str, Summary]] = []
     for title, run in links:
-        state = run(wanted)
+        state = run(wanted, dict(done))
         result = state.result(raise_on_failure=False)
         if isinstance(result, UnfinishedRun):
             return _end([*done, (title, result.summary)])

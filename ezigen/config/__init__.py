@@ -6,6 +6,7 @@ milliseconds instead of seconds.
 
 from ezigen.config.catalog import CatalogInputs, ClusterConfig
 from ezigen.config.errors import ConfigurationError, ErrorCode, ItemError
+from ezigen.config.evaluation import EvaluationConfig, EvaluationInputs
 from ezigen.config.features import FeatureConfig, FeatureInputs
 from ezigen.config.model import ModelConfig, StackConfig
 from ezigen.config.pairs import CocoSelection, PairConfig, PairInputs, VideoSelection
@@ -33,6 +34,8 @@ __all__ = [
     "CocoSelection",
     "ConfigurationError",
     "ErrorCode",
+    "EvaluationConfig",
+    "EvaluationInputs",
     "FeatureConfig",
     "FeatureInputs",
     "ItemError",

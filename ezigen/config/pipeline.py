@@ -1,22 +1,25 @@
-"""The whole way from data sets to a published adapter, in one root folder."""
+"""The whole way from data sets to a published adapter and what it measures, in one root folder."""
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from ezigen.config.base import Config
+from ezigen.config.evaluation import EvaluationInputs
 from ezigen.config.features import FeatureInputs
 from ezigen.config.pairs import PairInputs
 from ezigen.config.training import NAME_PATTERN, Alias, TrainingInputs
 
 
 class PipelineInputs(Config):
-    """The data sets, and one folder for everything that is made of them: pairs, features, runs, adapters."""
+    """The data sets, and one folder for everything that is made of them: pairs, features, runs, adapters,
+    evaluation.
+    """
 
     root_uri: str = Field(
         min_length=1,
-        description="Folder or s3:// prefix: pairs/, features/, runs/ and adapters/ are made in it. Running again "
-        "continues there.",
+        description="Folder or s3:// prefix: pairs/, features/, runs/, adapters/ and evaluation/ are made in it. "
+        "Running again continues there.",
     )
     coco_uri: str = Field(
         default="",
@@ -91,6 +94,16 @@ class PipelineInputs(Config):
             name=self.name,
             alias=self.alias,
             initial_adapter=self.initial_adapter,
+            if_busy=self.if_busy,
+            storage_block=self.storage_block,
+        )
+
+    def evaluation_inputs(self, adapter: str) -> EvaluationInputs:
+        """What evaluate_adapter gets; `adapter` is the version that training published."""
+        return EvaluationInputs(
+            adapter=adapter,
+            adapters_uri=self.place("adapters"),
+            output_uri=self.place("evaluation"),
             if_busy=self.if_busy,
             storage_block=self.storage_block,
         )

@@ -251,7 +251,7 @@ def test_mistakes_name_the_groups_of_their_own_command():
         (personalize_catalog, ["inputs", "model", "sampler", "cluster"]),
         (build_pairs, ["inputs", "pairs", "cluster"]),
         (precompute_features, ["inputs", "model", "features", "cluster"]),
-        (train_adapter, ["inputs", "model", "training", "monitoring", "cluster"]),
+        (train_adapter, ["inputs", "model", "training", "monitoring", "evaluation", "cluster"]),
         (run_pipeline, ["inputs", "model", "pairs", "features", "training", "monitoring", "cluster"]),
     ],
 )

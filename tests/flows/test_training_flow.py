@@ -17,6 +17,8 @@ from pydantic import ValidationError
 
 from ezigen.config import (
     ConfigurationError,
+    EvaluationConfig,
+    EvaluationInputs,
     FeatureConfig,
     MonitoringConfig,
     PairConfig,
@@ -149,7 +151,7 @@ def test_every_option_of_the_pipeline_reaches_its_stage():
         steps=5,
         initial="auto",
         workers=3,
-        assignments=["pairs.seed=9", "features.t_sub=4", "monitoring.num_subjects=1"],
+        assignments=["pairs.seed=9", "features.t_sub=4", "monitoring.num_subjects=1", "evaluation.num_seeds=2"],
     ).parameters()
     pairs, features, training = (
         made.inputs.pair_inputs(),
@@ -172,6 +174,14 @@ def test_every_option_of_the_pipeline_reaches_its_stage():
     assert made.features == FeatureConfig(policy="latents", t_sub=4)
     assert made.training.num_steps == 5
     assert made.monitoring == embedded_monitoring().model_copy(update={"num_subjects": 1})
+    assert made.evaluation == EvaluationConfig(num_seeds=2)
+    assert made.inputs.evaluation_inputs("toys@v3") == EvaluationInputs(
+        adapter="toys@v3",
+        adapters_uri="s3://shop/root/adapters",
+        output_uri="s3://shop/root/evaluation",
+        if_busy="wait",
+        storage_block="shop",
+    )
     assert made.cluster.num_workers == 3
 
 
@@ -285,6 +295,7 @@ class Chain:
             FeatureConfig(batch_size=4),
             TrainingConfig(**TRAINING),
             MONITORING,
+            EvaluationConfig(),
             cluster,
             return_state=True,
         )
@@ -341,10 +352,13 @@ def test_the_chain_makes_measures_and_publishes_an_adapter(chain: Chain, cluster
     assert state.is_completed(), state.message
     summary = state.result()
     assert isinstance(summary, PipelineSummary)
-    assert [title for title, _ in summary.stages] == ["pairs", "features", "adapter"]
-    assert state.message == summary.stages[-1][1].describe()
-    assert "6 steps, loss " in state.message
-    assert state.message.endswith("published as toys@v1 (latest)")
+    assert [title for title, _ in summary.stages] == ["pairs", "features", "adapter", "evaluation"]
+    trained, evaluated = (stage for _, stage in summary.stages[2:])
+    assert "6 steps, loss " in trained.describe()
+    assert trained.describe().endswith("published as toys@v1 (latest)")
+    # Of this model nobody knows what it has not seen, so the last measurement of training is shown.
+    assert state.message == evaluated.describe()
+    assert state.message.startswith("toys@v1, as training measured it last: held-out loss ")
     assert follower.plans[0].startswith("20 pairs wanted")
     assert follower.plans[1].startswith("20 pairs: ")
     assert follower.plans[2].startswith("6 steps of 4 samples (")
@@ -352,14 +366,14 @@ def test_the_chain_makes_measures_and_publishes_an_adapter(chain: Chain, cluster
 
     adapter = chain.registry.resolve("toys@latest")
     assert adapter.version == "v1"
-    assert adapter.card.metrics == summary.stages[-1][1].outcome.measurements[-1].numbers()
+    assert adapter.card.metrics == trained.outcome.measurements[-1].numbers()
     assert adapter.card.training["steps"] == NUM_STEPS
     assert {"adapter.safetensors", "card.json", "sheet.jpg", "figures.png"} <= {
         path.name for path in Path(adapter.uri).iterdir()
     }
     (run,) = (chain.root / "runs").iterdir()
     assert "Published as toys@v1." in (run / "report.html").read_text()
-    assert [m.step for m in summary.stages[-1][1].outcome.measurements] == [3, 6]
+    assert [m.step for m in trained.outcome.measurements] == [3, 6]
 
     shown = latest_artifacts()
     assert shown["training-progress"].data == 100.0
@@ -371,6 +385,7 @@ def test_the_chain_makes_measures_and_publishes_an_adapter(chain: Chain, cluster
     assert sheet.width > 400
     assert str(run / "report.html") in page
     assert adapter.uri in page
+    assert state.message in shown["evaluation-report"].data
     assert any("6 steps of 4 samples" in log.message for log in logs_of(shown["training-report"].flow_run_id))
 
 
@@ -378,8 +393,11 @@ def test_a_finished_chain_needs_no_ray_and_publishes_nothing_new(chain: Chain, r
     state = chain.run(NO_RAY)
     assert state.is_completed(), state.message
     summary = state.result()
-    assert [one.describe().partition(":")[0] for _, one in summary.stages] == ["nothing to do"] * 3
-    assert state.message.endswith("published as toys@v1 (latest) before")
+    assert [one.describe().partition(":")[0] for _, one in summary.stages] == [
+        *["nothing to do"] * 3,
+        "toys@v1, as training measured it last",
+    ]
+    assert summary.stages[2][1].describe().endswith("published as toys@v1 (latest) before")
     assert chain.registry.versions("toys") == ("v1",)
 
 
@@ -396,9 +414,9 @@ def test_a_link_that_ends_unfinished_ends_the_chain_with_what_it_did():
     wanted = PipelineOptions(root="root", coco="coco").parameters()
     failed = pairs_summary(failure="more than half of the candidates were refused")
     links = (
-        ("pairs", lambda _: Completed(data=pairs_summary())),
-        ("features", lambda _: Failed(data=UnfinishedRun("too many", failed))),
-        ("adapter", lambda _: pytest.fail("it was begun")),
+        ("pairs", lambda *_: Completed(data=pairs_summary())),
+        ("features", lambda *_: Failed(data=UnfinishedRun("too many", failed))),
+        ("adapter", lambda *_: pytest.fail("it was begun")),
     )
     state = run_links(wanted, links)
     assert state.is_failed()
