@@ -6,6 +6,7 @@ import logging
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
+from urllib.parse import quote
 from uuid import UUID
 
 import httpx
@@ -25,6 +26,7 @@ from tasks.inspection.sheet import to_jpeg
 from tasks.reports import SheetLayout, contact_sheet, read_figures, read_pictured_rows, summary_markdown
 from tasks.reports.remedies import explain
 from tasks.storage import OutputFolder, RunOutput
+from tasks.storage.locations import locate
 
 if TYPE_CHECKING:
     from tasks.pairs.outcome import PairOutcome
@@ -104,7 +106,7 @@ def publish_results(output: RunOutput, report_uri: str, title: str) -> None:
         f"# {title}",
         _embed(picture, "No image has a preview."),
         summary_markdown(figures),
-        f"Report: `{report_uri}`",
+        f"Report: {link_to(report_uri)}",
     )
 
 
@@ -124,7 +126,7 @@ def publish_pairs(output: OutputFolder, outcome: "PairOutcome", card_uri: str, t
         f"# {title}",
         _embed(None if sheet is None else to_jpeg(sheet), "There is no pair."),
         f"{outcome.built:,} pairs, {sum(outcome.refused.values()):,} candidates refused.",
-        f"Card: `{card_uri}`",
+        f"Card: {link_to(card_uri)}",
     )
 
 
@@ -137,7 +139,7 @@ def publish_features(output: OutputFolder, tables: list[dict[str, str]], manifes
         f"{title}: features of some subjects",
         f"# {title}",
         _embed(None if sheet is None else to_jpeg(sheet), "The store holds no subject."),
-        f"Manifest: `{manifest_uri}`",
+        f"Manifest: {link_to(manifest_uri)}",
     )
 
 
@@ -156,6 +158,16 @@ def publish_evaluation(summary: EvaluationSummary, sheet: bytes | None) -> None:
         _embed(sheet, "No images were made: there are held-out products of the embedded model alone."),
         *([f"Evaluation: `{summary.uri}`"] if summary.uri else []),
     )
+
+
+def link_to(uri: str) -> str:
+    """A location as a link in Markdown that shows the whole URI, a file's included.
+
+    Prefect's newer pages keep the text of a link that does not begin with http and drop its target, so the text has to
+    be what can be copied; its older pages keep both.
+    """
+    location = locate(uri)
+    return f"<{location.scheme}://{quote(location.path)}>"
 
 
 def _publish_table(key: str, rows: list[dict[str, Any]], description: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.publishing import link_to
 from tasks.reports.wording import format_decimal
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def publish_training(
     paragraphs.append(_embed("image/png", figures, "Loss and scores") if figures else "No step is logged yet.")
     for step, jpeg in sheets.items():
         paragraphs += [f"## Samples of step {step:,}", _embed("image/jpeg", jpeg, "Sample sheet")]
-    paragraphs += [f"{name}: `{uri}`" for name, uri in (("Adapter", adapter_uri), ("Report", report_uri)) if uri]
+    paragraphs += [f"{name}: {link_to(uri)}" for name, uri in (("Adapter", adapter_uri), ("Report", report_uri)) if uri]
     create_markdown_artifact(
         "\n\n".join(paragraphs), key="training-report", description=f"{run.name}: loss, scores, samples"
     )

@@ -6,9 +6,12 @@ import io
 import logging
 import signal
 import threading
+import time
+from itertools import pairwise
 
 import httpx
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId
@@ -24,7 +27,7 @@ from flows import endings, publishing, stages
 from flows.catalog_job import CatalogSummary, UnfinishedRun
 from flows.personalize_catalog import personalize_catalog
 from flows.progress import RunProgress
-from flows.publishing import ProgressPublisher
+from flows.publishing import PROGRESS_INTERVAL_S, ProgressPublisher, link_to
 from flows.storage_block import EzigenS3, load_storage_options
 from flows.watching import current_watcher
 from tasks.catalog.outcome import RunOutcome
@@ -63,6 +66,15 @@ def artifacts_of(flow_run_id):
     with get_client(sync_client=True) as client:
         chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
         return {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=chosen)}
+
+
+def links_in(markdown):
+    """Targets of the links of a page, and whether each is what the page shows (in percent-encoding)."""
+    parser = MarkdownIt("commonmark")
+    parser.validateLink, parser.normalizeLinkText = (lambda _url: True), (lambda url: url)
+    tokens = [token for block in parser.parse(markdown) for token in block.children or ()]
+    links = [(link.attrs["href"], text.content) for link, text in pairwise(tokens) if link.type == "link_open"]
+    return {target: target == shown for target, shown in links}
 
 
 def logs_of(flow_run_id):
@@ -107,7 +119,7 @@ def test_a_run_shows_its_state_counts_pictures_and_logs(tmp_path, reporting_here
     counts = shown["catalog-counts"].data
     assert all(text in counts for text in ('"done"', "image_missing", "location_unknown_scheme", "generation_failed"))
     page = shown["catalog-report"].data
-    assert str(tmp_path / "tonight" / "report.html") in page
+    assert links_in(page) == {(tmp_path / "tonight" / "report.html").as_uri(): True}
     assert "image_missing" in page
     picture = Image.open(io.BytesIO(base64.b64decode(page.split("data:image/jpeg;base64,")[1].split(")")[0])))
     assert picture.width > 400
@@ -116,6 +128,43 @@ def test_a_run_shows_its_state_counts_pictures_and_logs(tmp_path, reporting_here
     messages = [log.message for log in logs_of(flow_run_id)]
     assert {"tasks.catalog.run", "ezigen.worker", "flows.stages"} <= names
     assert any("6 rows: 5 to do" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/srv/shop [new]/a_b*c`d<e>.html", "file:///srv/shop%20%5Bnew%5D/a_b%2Ac%60d%3Ce%3E.html"),
+        ("file:///srv/report.html", "file:///srv/report.html"),
+        ("s3://shop/to night/report.html", "s3://shop/to%20night/report.html"),
+    ],
+)
+def test_a_location_is_a_link_that_shows_where_it_leads(location, target):
+    assert links_in(f"Report: {link_to(location)}") == {target: True}
+
+
+def test_progress_is_sent_at_most_every_three_seconds(tmp_path, reporting_here, light_workers, monkeypatch):
+    sent, send, follower = [], publishing.update_progress_artifact, Follower()
+
+    def count(*arguments):
+        sent.append((time.monotonic(), arguments[1]))
+        return send(*arguments)
+
+    monkeypatch.setattr(publishing, "update_progress_artifact", count)
+    monkeypatch.setenv("EZIGEN_TEST_SECONDS_PER_ITEM", "0.5")
+    token = current_watcher.set(follower)
+    try:
+        state, _ = run_flow(write_catalog(tmp_path / "shop", 20), tmp_path / "out")
+    finally:
+        current_watcher.reset(token)
+    assert state.message == "20 done, 0 failed"
+    assert len(follower.moments) > 2 * len(sent)
+    *timed, _last = [moment for moment, _ in sent]
+    assert len(timed) >= 2
+    assert all(later - earlier >= PROGRESS_INTERVAL_S for earlier, later in pairwise(timed))
+    assert PROGRESS_INTERVAL_S == 3.0
+    percents = [percent for _, percent in sent]
+    assert percents == sorted(percents)
+    assert 0 < percents[-2] < percents[-1] == 100.0
 
 
 def test_a_finished_run_does_nothing_and_needs_no_ray(tmp_path, reporting_here, light_workers, no_ray):
