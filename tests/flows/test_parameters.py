@@ -251,8 +251,8 @@ def test_mistakes_name_the_groups_of_their_own_command():
         (personalize_catalog, ["inputs", "model", "sampler", "cluster"]),
         (build_pairs, ["inputs", "pairs", "cluster"]),
         (precompute_features, ["inputs", "model", "features", "cluster"]),
-        (train_adapter, ["inputs", "model", "training", "monitoring", "evaluation", "cluster"]),
-        (run_pipeline, ["inputs", "model", "pairs", "features", "training", "monitoring", "cluster"]),
+        (train_adapter, ["inputs", "model", "training", "monitoring", "cluster"]),
+        (run_pipeline, ["inputs", "model", "pairs", "features", "training", "monitoring", "evaluation", "cluster"]),
     ],
 )
 def test_forms_have_an_order_and_a_description_everywhere(flow, groups):
