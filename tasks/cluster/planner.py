@@ -1,30 +1,32 @@
-"""Which batch goes to which worker, and what a worker's end means: decisions alone, without Ray and without a clock.
+"""Which item goes to which worker, and what a worker's end means: decisions alone, without Ray and without a clock.
 
-A pool asks `plan_starts`, `plan_batches` and `plan_kills` what to do, and reports what happened. Every item that was
-read ends exactly once: with a result of its batch (`batch_done`), as a `Condemned`, or not at all when the run stops.
+A pool asks `plan_starts`, `plan_assignments`, `plan_withdrawals` and `plan_kills` what to do, and reports what
+happened. Every item that was read ends exactly once: with a result (`item_done`), as a `Condemned`, or not at all when
+the run stops.
 
-Who is to blame when a worker dies. The batch that was *running* is under suspicion, never the one that waited behind
-it. Suspects run alone, one item to a batch, on a worker that holds nothing else: a process that dies right after
-a batch may take that batch's answer with it, so only such an exclusive batch proves anything. An item whose second
-death happens there is condemned. The loss of a whole node, a preemption or a broken connection blames nobody.
+Who is to blame when a worker dies. It works on many items at a time and reads others ahead, so everything that it held
+is under suspicion. Suspects run alone, on a worker that holds nothing else: only what happens there proves anything. An
+item whose second death happens there is condemned. The loss of a whole node, a preemption or a broken connection blames
+nobody.
 """
 
+import heapq
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import islice
 from typing import Generic, TypeVar
 
 from ezigen.config import ErrorCode
+from tasks.cluster.waiting import Ticket, WaitingItems
+
+__all__ = ["Assignment", "Condemned", "ItemPlanner", "Loss", "PoolFailed", "PoolLimits", "Ticket"]
 
 ItemT = TypeVar("ItemT")
 
 _FIRST_BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 30.0
-_CALM_BATCHES = 16
-"""Batches without memory trouble after which a reduced batch size is doubled again."""
 
 
 class PoolFailed(RuntimeError):  # noqa: N818
@@ -42,51 +44,39 @@ class Loss(StrEnum):
 
 @dataclass(frozen=True)
 class PoolLimits:
-    """The bounds of a pool. Times are in seconds; `batch_size` counts items."""
+    """The bounds of a pool. Times are in seconds."""
 
     num_workers: int
-    batch_size: int
+    num_slots: int
+    """Items that a worker works on at a time."""
+    num_ahead: int
+    """Items that a worker holds beyond these: read, and ready to enter a slot."""
     item_timeout_s: float
     start_timeout_s: float
     grace_period_s: float = 25.0
-    max_queued: int = 2
-    """Batches that a worker holds: one that runs, and the next ones."""
     max_deaths: int = 2
     max_losses: int = 3
     """Nobody's-fault losses after which an item is suspected all the same: it may be what takes the node down."""
     max_failed_starts: int = 3
+    read_ahead: int = 1024
+    """Items that wait in the planner, where those that share work find each other."""
 
     @property
     def max_deaths_in_a_row(self) -> int:
-        """Deaths without a single finished batch in between, after which the pool gives up."""
-        return 10 + 4 * self.num_workers
+        """Deaths without a single finished item in between, after which the pool gives up.
 
-
-@dataclass(eq=False)
-class Ticket(Generic[ItemT]):
-    """One item on its way, and what has happened to it."""
-
-    item: ItemT
-    attempts: int = 0
-    deaths: int = 0
-    losses: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Batch(Generic[ItemT]):
-    """Items that run together. An exclusive batch is a single suspect on a worker of its own."""
-
-    number: int
-    tickets: tuple[Ticket[ItemT], ...]
-    exclusive: bool = False
+        More than the items of one worker: rows of one bad picture stand together, and each may have to be condemned.
+        """
+        return 10 + 4 * self.num_workers + self.num_slots + self.num_ahead
 
 
 @dataclass(frozen=True, eq=False)
 class Assignment(Generic[ItemT]):
-    """Give this batch to this worker."""
+    """Give this item to this worker. An exclusive item is a suspect, on a worker that holds nothing else."""
 
     worker: int
-    batch: Batch[ItemT]
+    ticket: Ticket[ItemT]
+    exclusive: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,27 +91,42 @@ class Condemned(Generic[ItemT]):
 @dataclass(eq=False)
 class _Worker(Generic[ItemT]):
     started_at: float
+    num_slots: int
     ready: bool = False
-    head_since: float = 0.0
-    queue: deque[Batch[ItemT]] = field(default_factory=deque)
+    exclusive: bool = False
+    held: dict[Ticket[ItemT], None] = field(default_factory=dict)
+    """In the order in which they were sent."""
+    quiet_since: float = 0.0
+    num_asked_back: int = 0
+    """Items of a withdrawal that are not yet back, or about which it has not yet answered."""
+    all_begun: bool = False
+    """It could not give back what it was asked for; true until its next result."""
+
+    @property
+    def num_excess(self) -> int:
+        return max(0, len(self.held) - self.num_slots)
 
 
-class BatchPlanner(Generic[ItemT]):
-    """The state of one pool. Reads `items` lazily, a bounded number ahead; all times come from the caller."""
+class ItemPlanner(Generic[ItemT]):
+    """The state of one pool. Reads `items` lazily, a bounded number ahead; all times come from the caller.
 
-    def __init__(self, items: Iterable[ItemT], limits: PoolLimits) -> None:
+    Items of equal `affinity` share work and go to one worker as far as possible; None shares with nobody.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[ItemT],
+        limits: PoolLimits,
+        affinity: Callable[[ItemT], Hashable | None] | None = None,
+    ) -> None:
         self.limits = limits
-        self._intake = iter(items)
-        self._exhausted = False
-        self._stopping = False
-        self._ahead: deque[Ticket[ItemT]] = deque()
-        self._returned: deque[tuple[Ticket[ItemT], ...]] = deque()
+        self.num_slots = limits.num_slots
+        """Slots of workers that start now: halved when the memory of a machine did not suffice, for the whole run."""
+        self._waiting = WaitingItems(items, limits.read_ahead, affinity)
         self._suspects: deque[Ticket[ItemT]] = deque()
         self._workers: dict[int, _Worker[ItemT]] = {}
-        self._batch_size = limits.batch_size
-        self._tail_size = limits.batch_size
-        self._calm_batches = 0
-        self._num_batches = 0
+        self._num_held = 0
+        self._stopping = False
         self._num_started = 0
         self._ever_ready = False
         self._failed_starts = 0
@@ -133,14 +138,12 @@ class BatchPlanner(Generic[ItemT]):
     @property
     def finished(self) -> bool:
         """Nothing runs, and nothing is left that may be started."""
-        if any(worker.queue for worker in self._workers.values()):
-            return False
-        return self._stopping or (self._exhausted and not (self._ahead or self._returned or self._suspects))
+        return not self._num_held and self._waiting.exhausted and not self._num_waiting
 
     @property
     def num_in_flight(self) -> int:
         """Items that workers hold now."""
-        return sum(len(batch.tickets) for worker in self._workers.values() for batch in worker.queue)
+        return self._num_held
 
     @property
     def num_ready(self) -> int:
@@ -149,35 +152,45 @@ class BatchPlanner(Generic[ItemT]):
 
     @property
     def num_busy(self) -> int:
-        """Workers that hold a batch."""
-        return sum(bool(worker.queue) for worker in self._workers.values())
+        """Workers that hold an item."""
+        return sum(bool(worker.held) for worker in self._workers.values())
 
-    def running(self, worker: int) -> Batch[ItemT] | None:
-        """The batch that a worker is at."""
-        queue = self._workers[worker].queue
-        return queue[0] if queue else None
+    def held(self, worker: int) -> tuple[Ticket[ItemT], ...]:
+        """What a worker holds, in the order in which it was sent."""
+        return tuple(self._workers[worker].held)
 
     # ---- what to do
 
     def plan_starts(self, now: float) -> list[int]:
         """Numbers of workers to start: as many as there is work for, and none while a back-off lasts."""
-        self._read_ahead()
+        self._waiting.read()
         if self._stopping or now < self._start_after:
             return []
-        held = sum(len(worker.queue) for worker in self._workers.values())
-        missing = min(self.limits.num_workers, held + self._num_waiting()) - len(self._workers)
-        return [self._start(now) for _ in range(missing)]
+        workers = self._workers.values()
+        num_wanted = self._num_waiting + sum(worker.num_excess for worker in workers)
+        num_idle = sum(not worker.held for worker in workers)
+        num_missing = min(self.limits.num_workers - len(workers), num_wanted - num_idle)
+        return [self._start(now) for _ in range(num_missing)]
 
-    def plan_batches(self, now: float) -> list[Assignment[ItemT]]:
-        """Batches to send out now. The caller has to send each of them."""
-        self._read_ahead()
-        planned: list[Assignment[ItemT]] = []
-        while not self._stopping and (number := self._least_busy()) is not None:
-            batch = self._next_batch(idle=not self._workers[number].queue)
-            if batch is None:
+    def plan_assignments(self, now: float) -> list[Assignment[ItemT]]:
+        """Items to send out now: suspects to idle workers, others to the least full. The caller has to send each."""
+        self._waiting.read()
+        return [*self._assign_suspects(now), *self._assign_waiting(now)]
+
+    def plan_withdrawals(self) -> list[tuple[int, int]]:
+        """(worker, count): items to take back, as others have free slots for them, or as the run is being stopped.
+
+        The caller reports `withdrawal_done` for each, and `item_withdrawn` for each item that is given back.
+        """
+        num_wanted = self._num_wanted_back()
+        planned: list[tuple[int, int]] = []
+        for number in self._givers() if num_wanted > 0 else ():
+            giver = self._workers[number]
+            giver.num_asked_back = min(giver.num_excess, num_wanted)
+            planned.append((number, giver.num_asked_back))
+            num_wanted -= giver.num_asked_back
+            if not num_wanted:
                 break
-            self._enqueue(number, batch, now)
-            planned.append(Assignment(number, batch))
         return planned
 
     def plan_kills(self, now: float) -> list[int]:
@@ -185,10 +198,10 @@ class BatchPlanner(Generic[ItemT]):
         return [number for number, worker in self._workers.items() if now > self._deadline(worker)]
 
     def stop(self) -> None:
-        """Take in nothing more and start nothing more. What workers hold may end."""
+        """Take in nothing more and start nothing more. What is in the workers' slots may end."""
         self._stopping = True
-        for waiting in (self._ahead, self._returned, self._suspects):
-            waiting.clear()
+        self._waiting.clear()
+        self._suspects.clear()
 
     # ---- what happened
 
@@ -205,181 +218,205 @@ class BatchPlanner(Generic[ItemT]):
         del self._workers[number]
         self._count_failed_start(message, now)
 
-    def batch_done(self, number: int, batch: Batch[ItemT], now: float) -> None:
-        """A batch came back with its results."""
-        self._remove(number, batch, now)
+    def item_done(self, number: int, ticket: Ticket[ItemT], now: float) -> None:
+        """An item came back with its result."""
+        self._take_answer(number, ticket, now)
         self._deaths_in_a_row = 0
-        self._calm_batches += len(batch.tickets) >= self._batch_size
-        if self._batch_size < self.limits.batch_size and self._calm_batches >= _CALM_BATCHES:
-            self._set_batch_size(min(self.limits.batch_size, self._batch_size * 2))
 
-    def batch_failed(self, number: int, batch: Batch[ItemT], message: str, now: float) -> list[Condemned[ItemT]]:
-        """A worker survived, but its answer to this batch is an exception."""
-        self._remove(number, batch, now)
-        if len(batch.tickets) > 1:
-            return self._suspect(batch)
-        return [Condemned(batch.tickets[0], ErrorCode.GENERATION_FAILED, message)]
+    def item_failed(self, number: int, ticket: Ticket[ItemT], message: str, now: float) -> list[Condemned[ItemT]]:
+        """A worker survived, but its answer to this item is an exception."""
+        if self._take_answer(number, ticket, now):
+            return [Condemned(ticket, ErrorCode.GENERATION_FAILED, message)]
+        self._suspect(ticket)
+        return []
 
-    def batch_too_large(self, number: int, batch: Batch[ItemT], message: str, now: float) -> list[Condemned[ItemT]]:
-        """A worker survived, but this batch did not fit into its memory."""
-        self._remove(number, batch, now)
-        if len(batch.tickets) > 1:
-            return self._halve(batch)
-        return [Condemned(batch.tickets[0], ErrorCode.OUT_OF_MEMORY, message)]
+    def item_withdrawn(self, number: int, ticket: Ticket[ItemT]) -> None:
+        """A worker gave this item back without having begun it."""
+        worker = self._workers[number]
+        exclusive = self._release(worker, ticket)
+        worker.num_asked_back = max(0, worker.num_asked_back - 1)
+        ticket.attempts -= 1
+        self._requeue(ticket, exclusive=exclusive)
+
+    def withdrawal_done(self, number: int, num_asked: int, num_given: int) -> None:
+        """A worker says how many items it gives back; those may have come before this, or follow."""
+        worker = self._workers[number]
+        worker.num_asked_back -= num_asked - num_given
+        worker.all_begun = num_given < num_asked
 
     def worker_lost(self, number: int, loss: Loss, message: str, now: float) -> list[Condemned[ItemT]]:
         """A worker is gone, with everything that it held. Raises PoolFailed when they all die."""
         worker = self._workers.pop(number)
+        self._waiting.leave(number)
+        self._num_held -= len(worker.held)
         if not worker.ready:
             self._count_lost_start(loss, message, now)
             return []
-        for batch in reversed(list(islice(worker.queue, 1, None))):
-            self._requeue(batch)
-        condemned = self._judge(worker.queue[0], loss, message) if worker.queue else []
+        if loss is Loss.OUT_OF_MEMORY and len(worker.held) > 1:
+            self.num_slots = min(self.num_slots, max(1, worker.num_slots // 2))
+        condemned = self._judge(worker, loss, message)
         if loss is not Loss.NOBODYS_FAULT:
             self._count_death(message, now)
         return condemned
 
-    # ---- intake
-
-    def _read_ahead(self) -> None:
-        room = self.limits.num_workers * self.limits.max_queued * self.limits.batch_size - len(self._ahead)
-        if room <= 0 or self._exhausted or self._stopping:
-            return
-        fresh = list(islice(self._intake, room))
-        self._ahead.extend(Ticket(item) for item in fresh)
-        if len(fresh) < room:
-            self._exhausted = True
-            self._tail_size = self._even_size()
-
-    def _even_size(self) -> int:
-        """The batch size that spreads the last items over all workers instead of filling a few."""
-        workers, size = self.limits.num_workers, self.limits.batch_size
-        rounds = max(1, math.ceil(len(self._ahead) / (workers * size)))
-        return max(1, math.ceil(len(self._ahead) / (workers * rounds)))
-
-    def _fresh_size(self) -> int:
-        return min(self._batch_size, self._tail_size)
-
-    def _num_waiting(self) -> int:
-        """Batches that no worker holds yet."""
-        return len(self._returned) + len(self._suspects) + math.ceil(len(self._ahead) / self._fresh_size())
-
     # ---- assignment
 
-    def _least_busy(self) -> int | None:
-        depth = 1 if self._is_tail() else self.limits.max_queued
-        open_workers = [
-            (len(worker.queue), number)
+    @property
+    def _num_waiting(self) -> int:
+        """Items that no worker holds yet."""
+        return len(self._waiting) + len(self._suspects)
+
+    def _assign_suspects(self, now: float) -> list[Assignment[ItemT]]:
+        idle = [number for number, worker in self._workers.items() if worker.ready and not worker.held]
+        pairs = zip(idle, list(self._suspects), strict=False)
+        return [self._assign(number, self._suspects.popleft(), now, exclusive=True) for number, _ in pairs]
+
+    def _assign_waiting(self, now: float) -> list[Assignment[ItemT]]:
+        planned: list[Assignment[ItemT]] = []
+        open_workers = self._open_workers() if self._waiting else []
+        while open_workers and self._waiting:
+            _, number = heapq.heappop(open_workers)
+            worker = self._workers[number]
+            if len(worker.held) >= self._depth(worker):
+                continue
+            planned.append(self._assign(number, self._waiting.draw(number), now))
+            heapq.heappush(open_workers, (_fullness(worker), number))
+            self._waiting.read()
+        return planned
+
+    def _open_workers(self) -> list[tuple[float, int]]:
+        """Workers that may get more, as a heap: the least full one is first."""
+        held_back = self._held_back()
+        found = [
+            (_fullness(worker), number)
             for number, worker in self._workers.items()
-            if worker.ready and len(worker.queue) < depth and not any(batch.exclusive for batch in worker.queue)
+            if worker.ready and not worker.exclusive and number not in held_back
         ]
-        return min(open_workers)[1] if open_workers else None
+        heapq.heapify(found)
+        return found
 
-    def _is_tail(self) -> bool:
-        """Batches wait for a free worker, not behind another one: at the end, and while suspects need idle workers."""
-        return bool(self._suspects) or (self._exhausted and self._num_waiting() <= self.limits.num_workers)
+    def _held_back(self) -> set[int]:
+        """Workers that get nothing until they are empty, for the suspects: the least full ones, a quarter at most."""
+        if not self._suspects:
+            return set()
+        ready = {number: worker for number, worker in self._workers.items() if worker.ready}
+        shared = sorted((len(worker.held), number) for number, worker in ready.items() if not worker.exclusive)
+        num_exclusive = len(ready) - len(shared)
+        num_more = min(len(self._suspects), max(1, len(ready) // 4) - num_exclusive)
+        return {number for _, number in shared[: max(0, num_more)]}
 
-    def _next_batch(self, *, idle: bool) -> Batch[ItemT] | None:
-        if idle and self._suspects:
-            return self._to_batch((self._suspects.popleft(),), exclusive=True)
-        if self._returned:
-            return self._to_batch(self._returned.popleft())
-        if self._ahead:
-            size = min(self._fresh_size(), len(self._ahead))
-            return self._to_batch(tuple(self._ahead.popleft() for _ in range(size)))
-        return None
+    def _depth(self, worker: _Worker[ItemT]) -> int:
+        """How many items a worker may hold: slots and what is ahead, but the last items are spread evenly."""
+        full = worker.num_slots + self.limits.num_ahead
+        if not self._waiting.exhausted:
+            return full
+        return min(full, math.ceil((self._num_held + self._num_waiting) / len(self._workers)))
 
-    def _to_batch(self, tickets: tuple[Ticket[ItemT], ...], *, exclusive: bool = False) -> Batch[ItemT]:
-        self._num_batches += 1
-        return Batch(self._num_batches, tickets, exclusive)
+    def _num_wanted_back(self) -> int:
+        if self._num_waiting:
+            return 0
+        workers = self._workers.values()
+        if self._stopping:
+            return sum(worker.num_excess for worker in workers)
+        return sum(self._num_free(worker) - worker.num_asked_back for worker in workers)
 
-    def _enqueue(self, number: int, batch: Batch[ItemT], now: float) -> None:
+    def _num_free(self, worker: _Worker[ItemT]) -> int:
+        """Slots that an item taken back from another worker could enter."""
+        if not worker.ready or worker.exclusive:
+            return 0
+        return max(0, min(worker.num_slots, self._depth(worker)) - len(worker.held))
+
+    def _assign(self, number: int, ticket: Ticket[ItemT], now: float, *, exclusive: bool = False) -> Assignment[ItemT]:
         worker = self._workers[number]
-        worker.queue.append(batch)
-        if len(worker.queue) == 1:
-            self._begin(worker, now)
+        if not worker.held:
+            worker.quiet_since = now
+        worker.held[ticket] = None
+        worker.exclusive = exclusive
+        self._num_held += 1
+        ticket.attempts += 1
+        if exclusive:
+            self._waiting.leave(number)
+        return Assignment(number, ticket, exclusive)
 
-    def _remove(self, number: int, batch: Batch[ItemT], now: float) -> None:
+    def _givers(self) -> list[int]:
+        """Workers that may be asked to give items back, those that hold the most ahead first."""
+        givers = [
+            (-worker.num_excess, number)
+            for number, worker in self._workers.items()
+            if worker.num_excess and not worker.num_asked_back and not worker.all_begun
+        ]
+        return [number for _, number in sorted(givers)]
+
+    def _take_answer(self, number: int, ticket: Ticket[ItemT], now: float) -> bool:
+        """Whether the item had its worker to itself."""
         worker = self._workers[number]
-        was_running = worker.queue[0] is batch
-        worker.queue.remove(batch)
-        if was_running and worker.queue:
-            self._begin(worker, now)
+        worker.quiet_since = now
+        worker.all_begun = False
+        return self._release(worker, ticket)
 
-    @staticmethod
-    def _begin(worker: _Worker[ItemT], now: float) -> None:
-        worker.head_since = now
-        for ticket in worker.queue[0].tickets:
-            ticket.attempts += 1
+    def _release(self, worker: _Worker[ItemT], ticket: Ticket[ItemT]) -> bool:
+        """Whether the item had its worker to itself."""
+        del worker.held[ticket]
+        self._num_held -= 1
+        was_exclusive, worker.exclusive = worker.exclusive, False
+        return was_exclusive
 
     def _deadline(self, worker: _Worker[ItemT]) -> float:
         if not worker.ready:
             return worker.started_at + self.limits.start_timeout_s
-        if not worker.queue:
+        if not worker.held:
             return math.inf
-        return worker.head_since + self.limits.item_timeout_s * len(worker.queue[0].tickets)
+        return worker.quiet_since + self.limits.item_timeout_s * min(len(worker.held), worker.num_slots)
 
     # ---- blame
 
-    def _judge(self, batch: Batch[ItemT], loss: Loss, message: str) -> list[Condemned[ItemT]]:
-        """What becomes of the batch that was running when its worker was lost."""
+    def _judge(self, worker: _Worker[ItemT], loss: Loss, message: str) -> list[Condemned[ItemT]]:
+        """What becomes of the items that a lost worker held."""
         if self._stopping and loss is not Loss.TIMED_OUT:
             return []  # whatever ends the run may well end its workers first
-        if loss is Loss.NOBODYS_FAULT and not self._is_unlucky_too_often(batch):
-            self._requeue(batch)
-            return []
-        if loss is Loss.TIMED_OUT:
-            return self._condemn_if(len(batch.tickets) == 1, batch, ErrorCode.TIMED_OUT, message)
-        for ticket in batch.tickets:
-            ticket.deaths += 1
-        if loss is not Loss.OUT_OF_MEMORY:
-            proven = batch.exclusive and self._has_died_enough(batch)
-            return self._condemn_if(proven, batch, ErrorCode.WORKER_DIED, message)
-        if len(batch.tickets) > 1:
-            return self._halve(batch)
-        return self._condemn_if(self._has_died_enough(batch), batch, ErrorCode.OUT_OF_MEMORY, message)
+        tickets = list(worker.held)
+        if loss is Loss.NOBODYS_FAULT:
+            tickets = self._excuse(tickets, exclusive=worker.exclusive)
+        if loss is not Loss.TIMED_OUT:
+            for ticket in tickets:
+                ticket.deaths += 1
+        proven = worker.exclusive and (loss is Loss.TIMED_OUT or self._has_died_enough(tickets))
+        if proven:
+            return [Condemned(ticket, _code(loss), message) for ticket in tickets]
+        for ticket in tickets:
+            self._suspect(ticket)
+        return []
 
-    def _condemn_if(self, proven: bool, batch: Batch[ItemT], code: ErrorCode, message: str) -> list[Condemned[ItemT]]:
-        return [Condemned(batch.tickets[0], code, message)] if proven else self._suspect(batch)
-
-    def _has_died_enough(self, batch: Batch[ItemT]) -> bool:
-        return batch.tickets[0].deaths >= self.limits.max_deaths
-
-    def _is_unlucky_too_often(self, batch: Batch[ItemT]) -> bool:
-        for ticket in batch.tickets:
+    def _excuse(self, tickets: list[Ticket[ItemT]], *, exclusive: bool) -> list[Ticket[ItemT]]:
+        """Puts back what was lost by nobody's fault; returns what this has happened to too often."""
+        for ticket in tickets:
             ticket.losses += 1
-        return max(ticket.losses for ticket in batch.tickets) > self.limits.max_losses
+        unlucky = [ticket for ticket in tickets if ticket.losses > self.limits.max_losses]
+        for ticket in reversed(tickets):
+            if ticket.losses <= self.limits.max_losses:
+                self._requeue(ticket, exclusive=exclusive)
+        return unlucky
 
-    def _suspect(self, batch: Batch[ItemT]) -> list[Condemned[ItemT]]:
+    def _has_died_enough(self, tickets: list[Ticket[ItemT]]) -> bool:
+        return all(ticket.deaths >= self.limits.max_deaths for ticket in tickets)
+
+    def _suspect(self, ticket: Ticket[ItemT]) -> None:
         if not self._stopping:
-            self._suspects.extend(batch.tickets)
-        return []
+            self._suspects.append(ticket)
 
-    def _halve(self, batch: Batch[ItemT]) -> list[Condemned[ItemT]]:
-        half = math.ceil(len(batch.tickets) / 2)
-        self._set_batch_size(min(self._batch_size, half))
-        if not self._stopping:
-            self._returned.extend((batch.tickets[:half], batch.tickets[half:]))
-        return []
-
-    def _set_batch_size(self, size: int) -> None:
-        self._batch_size = size
-        self._calm_batches = 0
-
-    def _requeue(self, batch: Batch[ItemT]) -> None:
+    def _requeue(self, ticket: Ticket[ItemT], *, exclusive: bool) -> None:
         if self._stopping:
             return
-        if batch.exclusive:
-            self._suspects.extendleft(batch.tickets)
+        if exclusive:
+            self._suspects.appendleft(ticket)
         else:
-            self._returned.appendleft(batch.tickets)
+            self._waiting.put_back(ticket)
 
     # ---- starting again
 
     def _start(self, now: float) -> int:
         self._num_started += 1
-        self._workers[self._num_started] = _Worker(started_at=now)
+        self._workers[self._num_started] = _Worker(started_at=now, num_slots=self.num_slots)
         return self._num_started
 
     def _count_lost_start(self, loss: Loss, message: str, now: float) -> None:
@@ -403,10 +440,19 @@ class BatchPlanner(Generic[ItemT]):
         self._back_off(self._deaths_in_a_row - 1, now)
         if self._deaths_in_a_row >= self.limits.max_deaths_in_a_row:
             raise PoolFailed(
-                f"{self._deaths_in_a_row} workers died in a row without finishing a batch; the last one: {message}"
+                f"{self._deaths_in_a_row} workers died in a row without finishing an item; the last one: {message}"
             )
 
     def _back_off(self, num_failures: int, now: float) -> None:
         """The first replacement starts at once; each further failure in a row doubles the wait."""
         if num_failures > 0:
             self._start_after = now + min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** (num_failures - 1))
+
+
+def _fullness(worker: _Worker[ItemT]) -> float:
+    return len(worker.held) / worker.num_slots
+
+
+def _code(loss: Loss) -> ErrorCode:
+    codes = {Loss.TIMED_OUT: ErrorCode.TIMED_OUT, Loss.OUT_OF_MEMORY: ErrorCode.OUT_OF_MEMORY}
+    return codes.get(loss, ErrorCode.WORKER_DIED)

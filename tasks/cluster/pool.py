@@ -4,7 +4,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,8 +20,8 @@ from ray.exceptions import (
 
 from ezigen.config import ConfigurationError
 from tasks.cluster.connection import ClusterLost
-from tasks.cluster.planner import Assignment, Batch, BatchPlanner, Condemned, Loss, PoolFailed, PoolLimits, Ticket
-from tasks.cluster.worker import BatchTooLarge, WorkerBroken
+from tasks.cluster.planner import Condemned, ItemPlanner, Loss, PoolFailed, PoolLimits, Ticket
+from tasks.cluster.worker import Withdrawn, WorkerBroken
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +35,10 @@ _STOP_SIGNAL_S = 0.5
 
 @dataclass(frozen=True)
 class Finished(Generic[ItemT, ResultT]):
-    """A batch that came back, with what the worker returned for it."""
+    """An item that came back, with what the worker returned for it."""
 
     worker: str
-    tickets: tuple[Ticket[ItemT], ...]
+    ticket: Ticket[ItemT]
     result: ResultT
 
 
@@ -49,10 +49,26 @@ class Tick:
 
 @dataclass(frozen=True, eq=False)
 class _Call(Generic[ItemT]):
-    """A pending answer; without a batch it is the one to `load`."""
+    """A pending answer: to `run` of an item, to `withdraw` of a number of items, otherwise to `load`."""
 
     worker: int
-    batch: Batch[ItemT] | None = None
+    ticket: Ticket[ItemT] | None = None
+    num_asked: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What came: a value, or the exception of a method (RayTaskError), or the loss of the worker."""
+
+    ref: Any
+    value: Any = None
+    error: Exception | None = None
+
+    @property
+    def ends_worker(self) -> bool:
+        if not isinstance(self.error, RayTaskError):
+            return self.error is not None
+        return isinstance(_cause(self.error), WorkerBroken)
 
 
 @dataclass(frozen=True)
@@ -66,20 +82,22 @@ class _Home:
 class ActorPool(Generic[ItemT, ResultT]):
     """Runs items through actors that `spawn` makes, each with the verbs of `tasks.cluster.worker.Worker`.
 
-    `spawn(name)` returns a new actor handle; the pool alone ends actors. `check` is called between events and may raise
-    ClusterLost. Setting `stop` ends the intake; what runs may finish within `limits.grace_period_s`.
+    `spawn(name, num_slots)` returns a new actor handle, with as many threads as the Worker protocol asks for; the pool
+    alone ends actors. Items of equal `affinity` go to one worker as far as possible. `check` is called between events
+    and may raise ClusterLost. Setting `stop` ends the intake; what runs may finish within `limits.grace_period_s`.
     """
 
     def __init__(
         self,
-        spawn: Callable[[str], Any],
+        spawn: Callable[[str, int], Any],
         items: Iterable[ItemT],
         limits: PoolLimits,
         *,
+        affinity: Callable[[ItemT], Hashable | None] | None = None,
         stop: threading.Event | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.planner: BatchPlanner[ItemT] = BatchPlanner(items, limits)
+        self.planner: ItemPlanner[ItemT] = ItemPlanner(items, limits, affinity)
         self._spawn = spawn
         self._limits = limits
         self._stop = stop or threading.Event()
@@ -138,32 +156,29 @@ class ActorPool(Generic[ItemT, ResultT]):
     def _send_out(self) -> None:
         now = time.monotonic()
         for worker in self.planner.plan_starts(now):
-            actor = self._actors[worker] = self._spawn(_name(worker))
+            actor = self._actors[worker] = self._spawn(_name(worker), self.planner.num_slots)
             self._calls[actor.__ray_call__.remote(_load)] = _Call(worker)
-        for assignment in self.planner.plan_batches(now):
-            self._send(assignment)
-
-    def _send(self, assignment: Assignment[ItemT]) -> None:
-        items = [ticket.item for ticket in assignment.batch.tickets]
-        ref = self._actors[assignment.worker].run.remote(items)
-        self._calls[ref] = _Call(assignment.worker, assignment.batch)
+        for assignment in self.planner.plan_assignments(now):
+            worker, ticket = assignment.worker, assignment.ticket
+            self._calls[self._actors[worker].run.remote(ticket.item)] = _Call(worker, ticket)
+        for worker, count in self.planner.plan_withdrawals():
+            self._calls[self._actors[worker].withdraw.remote(count)] = _Call(worker, num_asked=count)
 
     # ---- receiving
 
     def _collect(self, timeout_s: float) -> Iterator[Finished[ItemT, ResultT] | Condemned[ItemT]]:
-        for ref in self._wait(timeout_s):
-            call = self._calls.pop(ref, None)
+        """Takes every answer that is there, and only then the ends of workers: what is answered is not suspected."""
+        answers = [_answer(ref) for ref in self._wait(timeout_s)]
+        for answer in sorted(answers, key=lambda answer: answer.ends_worker):
+            call = self._calls.pop(answer.ref, None)
             if call is None:  # its worker was lost a moment ago
                 continue
-            try:
-                value = ray.get(ref)
-            except (RayError, RayTaskError) as error:
-                yield from self._receive_error(call, error)
+            if answer.error is None:
+                yield from self._receive(call, answer.value)
             else:
-                yield from self._receive(call, value)
+                yield from self._receive_error(call, answer.error)
 
     def _wait(self, timeout_s: float) -> list[Any]:
-        """What is ready, the oldest batch of each worker first: its answer shows what was running when it died."""
         refs = list(self._calls)
         if not refs:
             time.sleep(timeout_s)
@@ -171,20 +186,20 @@ class ActorPool(Generic[ItemT, ResultT]):
         ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
         if ready:
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        return sorted(ready, key=lambda ref: self._order(self._calls[ref]))
-
-    @staticmethod
-    def _order(call: _Call[ItemT]) -> tuple[int, int]:
-        return call.worker, call.batch.number if call.batch else 0
+        return ready
 
     def _receive(self, call: _Call[ItemT], value: Any) -> Iterator[Finished[ItemT, ResultT]]:
-        if call.batch is None:
+        if call.num_asked:
+            self.planner.withdrawal_done(call.worker, call.num_asked, value)
+        elif call.ticket is None:
             self._homes[call.worker] = value
             self.planner.worker_ready(call.worker)
             logger.info("%s is ready (process %d)", _name(call.worker), value.pid)
-            return
-        self.planner.batch_done(call.worker, call.batch, time.monotonic())
-        yield Finished(_name(call.worker), call.batch.tickets, value)
+        elif isinstance(value, Withdrawn):
+            self.planner.item_withdrawn(call.worker, call.ticket)
+        else:
+            self.planner.item_done(call.worker, call.ticket, time.monotonic())
+            yield Finished(_name(call.worker), call.ticket, value)
 
     def _receive_error(self, call: _Call[ItemT], error: Exception) -> Sequence[Condemned[ItemT]]:
         now = time.monotonic()
@@ -194,17 +209,19 @@ class ActorPool(Generic[ItemT, ResultT]):
 
     def _receive_exception(self, call: _Call[ItemT], cause: BaseException, now: float) -> Sequence[Condemned[ItemT]]:
         message = f"{type(cause).__name__}: {_first_lines(cause)}"
-        if call.batch is None:
-            if isinstance(cause, ConfigurationError):
-                self._refuse(call.worker, cause, now)
-                return ()
-            return self._lose(call.worker, Loss.DIED, message)
-        if isinstance(cause, BatchTooLarge):
-            return self.planner.batch_too_large(call.worker, call.batch, str(cause), now)
         if isinstance(cause, WorkerBroken):
             return self._lose(call.worker, Loss.DIED, str(cause))
-        logger.warning("%s failed on a batch of %d: %s", _name(call.worker), len(call.batch.tickets), message)
-        return self.planner.batch_failed(call.worker, call.batch, message, now)
+        if call.ticket is not None:
+            logger.warning("%s failed on an item: %s", _name(call.worker), message)
+            return self.planner.item_failed(call.worker, call.ticket, message, now)
+        if call.num_asked:
+            logger.warning("%s gives nothing back: %s", _name(call.worker), message)
+            self.planner.withdrawal_done(call.worker, call.num_asked, 0)
+            return ()
+        if isinstance(cause, ConfigurationError):
+            self._refuse(call.worker, cause, now)
+            return ()
+        return self._lose(call.worker, Loss.DIED, message)
 
     def _refuse(self, worker: int, cause: ConfigurationError, now: float) -> None:
         self._refusal = ConfigurationError(str(cause))
@@ -225,12 +242,14 @@ class ActorPool(Generic[ItemT, ResultT]):
     def _lose(self, worker: int, loss: Loss, message: str) -> Sequence[Condemned[ItemT]]:
         if loss is not Loss.TIMED_OUT and self._is_stopping():
             loss = Loss.NOBODYS_FAULT
-        batch = self.planner.running(worker)
         self.num_lost += 1
-        held = f", {len(batch.tickets)} items were running" if batch else ""
-        logger.warning("%s is lost (%s)%s: %s", _name(worker), loss, held, message)
+        num_held, num_slots = len(self.planner.held(worker)), self.planner.num_slots
+        logger.warning("%s is lost (%s) with %d items: %s", _name(worker), loss, num_held, message)
         self._forget(worker)
-        return self.planner.worker_lost(worker, loss, message, time.monotonic())
+        condemned = self.planner.worker_lost(worker, loss, message, time.monotonic())
+        if self.planner.num_slots < num_slots:
+            logger.warning("memory did not suffice: new workers work on %d items at a time", self.planner.num_slots)
+        return condemned
 
     def _forget(self, worker: int) -> None:
         for ref in [ref for ref, call in self._calls.items() if call.worker == worker]:
@@ -258,6 +277,13 @@ class ActorPool(Generic[ItemT, ResultT]):
 
 def _name(worker: int) -> str:
     return f"worker-{worker}"
+
+
+def _answer(ref: Any) -> _Answer:
+    try:
+        return _Answer(ref, ray.get(ref))
+    except (RayError, RayTaskError) as error:
+        return _Answer(ref, error=error)
 
 
 def _load(worker: Any) -> _Home:

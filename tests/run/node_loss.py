@@ -31,13 +31,13 @@ def main() -> None:
 
 def lose_a_node(folder: Path, head: Cluster, second) -> dict:
     items = [f"{index}:sleep0.4" for index in range(20)]
-    actor_class = ray.remote(ToyWorker).options(num_cpus=1)
-    limits = PoolLimits(num_workers=2, batch_size=2, item_timeout_s=60, start_timeout_s=100)
-    pool = ActorPool(lambda _: actor_class.remote(folder / "diary"), items, limits)
+    actor_class = ray.remote(ToyWorker).options(num_cpus=1, max_concurrency=3)
+    limits = PoolLimits(num_workers=2, num_slots=1, num_ahead=1, item_timeout_s=60, start_timeout_s=100)
+    pool = ActorPool(lambda _, num_slots: actor_class.remote(folder / "diary", num_slots), items, limits)
     tickets, loss = [], None
     for event in pool.run():
         if isinstance(event, Finished):
-            tickets += event.tickets
+            tickets.append(event.ticket)
         if loss is None and pool.planner.num_ready == 2 and len(tickets) >= 4:
             loss = threading.Thread(target=head.remove_node, args=(second,), kwargs={"allow_graceful": False})
             loss.start()

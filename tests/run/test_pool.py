@@ -22,12 +22,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 @dataclass
 class Ended:
     done: list[str] = field(default_factory=list)
+    attempts: dict[str, int] = field(default_factory=dict)
     condemned: dict[str, Condemned] = field(default_factory=dict)
 
     def add(self, event) -> None:
         if isinstance(event, Finished):
-            assert event.result == [f"done {ticket.item}" for ticket in event.tickets]
-            self.done += [ticket.item for ticket in event.tickets]
+            assert event.result == f"done {event.ticket.item}"
+            self.done.append(event.ticket.item)
+            self.attempts[event.ticket.item] = event.ticket.attempts
         elif isinstance(event, Condemned):
             self.condemned[event.ticket.item] = event
 
@@ -41,15 +43,19 @@ class Pool:
         self.stop = threading.Event()
         self.ended = Ended()
 
-    def make(self, items, worker=ToyWorker, **limits) -> ActorPool:
-        bounds = PoolLimits(
-            **{"num_workers": 2, "batch_size": 4, "item_timeout_s": 60.0, "start_timeout_s": 60.0, **limits}
-        )
-        actor_class = ray.remote(worker).options(num_cpus=1)
-        return ActorPool(lambda _: actor_class.remote(self.diary.path), items, bounds, stop=self.stop)
+    def make(self, items, worker=ToyWorker, affinity=None, **limits) -> ActorPool:
+        values = {"num_workers": 2, "num_slots": 3, "num_ahead": 2, "item_timeout_s": 60.0, "start_timeout_s": 60.0}
+        bounds = PoolLimits(**{**values, **limits})
+        num_threads = bounds.num_slots + bounds.num_ahead + 1
+        actor_class = ray.remote(worker).options(num_cpus=1, max_concurrency=num_threads)
 
-    def run(self, items, worker=ToyWorker, on_event=lambda: None, **limits) -> Ended:
-        for event in self.make(items, worker, **limits).run():
+        def spawn(_name: str, num_slots: int):
+            return actor_class.remote(self.diary.path, num_slots)
+
+        return ActorPool(spawn, items, bounds, affinity=affinity, stop=self.stop)
+
+    def run(self, items, worker=ToyWorker, on_event=lambda: None, **options) -> Ended:
+        for event in self.make(items, worker, **options).run():
             self.ended.add(event)
             on_event()
         return self.ended
@@ -69,28 +75,44 @@ def numbers(count: int, deed: str = "") -> list[str]:
     return [f"{index}:{deed}" for index in range(count)]
 
 
+def test_workers_run_as_many_items_side_by_side_as_they_have_slots(pool):
+    items = numbers(12, "sleep0.3")
+    ended = pool.run(items, num_workers=1)
+    assert ended.items() == Counter(items)
+    assert set(ended.attempts.values()) == {1}
+    assert max(len(others) for others in pool.diary.company().values()) >= 3 - 1
+
+
 def test_a_poison_item_is_condemned_alone_and_its_neighbours_are_done(pool):
     items = numbers(30)
     items[13] = "13:kill"
-    ended = pool.run(items, batch_size=4)
+    ended = pool.run(items)
     assert set(ended.condemned) == {"13:kill"}
     condemned = ended.condemned["13:kill"]
     assert condemned.code is ErrorCode.WORKER_DIED
     assert "SYSTEM_ERROR" in condemned.message
     assert ended.items() == Counter(items)
-    assert [len(batch) for batch in pool.diary.runs_of("13:kill")] == [4, 1]
+    _, last = pool.diary.pids_of("13:kill")
+    assert pool.diary.company()[last, "13:kill"] == set()
+    assert condemned.ticket.attempts == 2
+
+
+def test_what_was_answered_before_a_death_is_not_done_again(pool):
+    items = numbers(30)
+    items[13] = "13:kill"
+    pool.run(items)
+    assert Counter(pool.diary.of("end")) == Counter(item for item in items if item != "13:kill")
 
 
 def test_everything_that_can_go_wrong_in_one_run(pool):
     items = numbers(24)
-    bad = {3: "kill", 9: "raise", 14: "large", 20: "broken"}
+    bad = {3: "kill", 9: "raise", 20: "broken"}
     for index, deed in bad.items():
         items[index] = f"{index}:{deed}"
-    ended = pool.run(items, batch_size=3)
+    ended = pool.run(items)
     assert {item: condemned.code for item, condemned in ended.condemned.items()} == {
         "3:kill": ErrorCode.WORKER_DIED,
         "9:raise": ErrorCode.GENERATION_FAILED,
-        "14:large": ErrorCode.OUT_OF_MEMORY,
         "20:broken": ErrorCode.WORKER_DIED,
     }
     assert ended.condemned["9:raise"].message == "ValueError: this one is odd"
@@ -99,12 +121,12 @@ def test_everything_that_can_go_wrong_in_one_run(pool):
 
 
 def test_actors_killed_from_outside_are_replaced_and_nothing_is_lost(pool):
-    items = numbers(60, "sleep0.02")
+    items = numbers(80, "sleep0.02")
     killed: set[int] = set()
 
     def kill_one() -> None:
         # Far enough apart for the suspects of one death to be cleared before the next.
-        if len(killed) < 2 and len(pool.ended.done) > 4 + 24 * len(killed):
+        if len(killed) < 2 and len(pool.ended.done) > 4 + 36 * len(killed):
             alive = [pid for pid in pool.diary.pids() - killed if is_alive(pid)]
             if alive:
                 os.kill(alive[0], signal.SIGKILL)
@@ -116,17 +138,22 @@ def test_actors_killed_from_outside_are_replaced_and_nothing_is_lost(pool):
     assert not ended.condemned
 
 
-def test_a_batch_too_large_comes_back_in_halves(pool):
-    items = numbers(8, "pair")
-    ended = pool.run(items, batch_size=8, num_workers=1)
+def test_items_of_a_group_meet_and_what_is_ahead_moves_to_free_slots(pool):
+    items = [*numbers(8, "sleep2.5"), *(f"{index}:sleep0.1" for index in range(8, 16))]
+    ended = pool.run(items, num_slots=2, num_ahead=6, affinity=lambda item: item.partition(":")[2])
     assert ended.items() == Counter(items)
-    assert not ended.condemned
+    assert Counter(pool.diary.of("run")) == Counter(items)
+    assert set(ended.attempts.values()) == {1}
+    at = [pool.diary.pids_of(item)[0] for item in items]
+    assert len(set(at[8:])) == 1  # the quick ones met on one worker
+    assert at[0] == at[1] != at[8]
+    assert at[8] in at[2:8]  # it then did some of the slow ones
 
 
 def test_an_item_that_hangs_is_timed_out_alone(pool):
     items = numbers(7)
     items[2] = "2:sleep60"
-    ended = pool.run(items, item_timeout_s=1.0, batch_size=3)
+    ended = pool.run(items, item_timeout_s=1.0)
     assert {item: condemned.code for item, condemned in ended.condemned.items()} == {"2:sleep60": ErrorCode.TIMED_OUT}
     assert "item_timeout_s" in ended.condemned["2:sleep60"].message
     assert ended.items() == Counter(items)
@@ -156,10 +183,9 @@ def test_stopping_finishes_what_runs_and_leaves_what_waits(pool):
         if len(pool.ended.done) > 4:
             pool.stop.set()
 
-    ended = pool.run(items, batch_size=2, on_event=stop)
-    worked = [item for _, verb, batch in pool.diary.lines() if verb == "end" for item in batch]
-    assert sorted(ended.done) == sorted(worked)
-    assert 6 <= len(worked) <= 12
+    ended = pool.run(items, num_slots=2, num_ahead=30, on_event=stop)
+    assert sorted(ended.done) == sorted(pool.diary.of("run")) == sorted(pool.diary.of("end"))
+    assert 5 < len(ended.done) < 30
     assert not ended.condemned
 
 

@@ -1,45 +1,72 @@
 """Workers without a model, for tests of the pool: they do as the item says and write down what they do."""
 
 import os
+import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from ezigen.config import ConfigurationError
-from tasks.cluster.worker import BatchTooLarge, WorkerBroken
+from tasks.cluster.worker import Withdrawn, WorkerBroken
 
 
 class ToyWorker:
     """Items are texts such as "3:kill"; the part after the colon is what happens to the worker that runs it."""
 
-    def __init__(self, diary: Path) -> None:
+    def __init__(self, diary: Path, num_slots: int) -> None:
         self.diary = diary
+        self.num_free = num_slots
+        self.ahead: list[str] = []
 
     def load(self) -> None:
+        self.changed = threading.Condition()
         self.note("load")
 
     def note(self, text: str) -> None:
         with self.diary.open("a") as file:
             file.write(f"{os.getpid()} {text}\n")
 
-    def run(self, items: Sequence[str]) -> list[str]:
-        self.note("run " + ",".join(items))
-        for item in items:
-            act(item.partition(":")[2], len(items))
-        self.note("end " + ",".join(items))
-        return [f"done {item}" for item in items]
+    def run(self, item: str) -> str | Withdrawn:
+        if not self.enter(item):
+            return Withdrawn()
+        try:
+            self.note(f"run {item}")
+            act(item.partition(":")[2])
+            self.note(f"end {item}")
+        finally:
+            self.leave()
+        return f"done {item}"
+
+    def withdraw(self, max_items: int) -> int:
+        with self.changed:
+            given, self.ahead = self.ahead[-max_items:], self.ahead[:-max_items]
+            self.changed.notify_all()
+        return len(given)
+
+    def enter(self, item: str) -> bool:
+        """Waits for a free slot; False if the item was withdrawn meanwhile."""
+        with self.changed:
+            self.ahead.append(item)
+            self.changed.wait_for(lambda: self.num_free or item not in self.ahead)
+            if item not in self.ahead:
+                return False
+            self.ahead.remove(item)
+            self.num_free -= 1
+            return True
+
+    def leave(self) -> None:
+        with self.changed:
+            self.num_free += 1
+            self.changed.notify_all()
 
 
-def act(deed: str, num_items: int) -> None:
+def act(deed: str) -> None:
     if deed == "kill":
-        time.sleep(0.5)  # a batch that dies at once may take the answer to the batch before it along
+        time.sleep(0.5)  # a process that dies at once may take the answer to an earlier item along
         os.kill(os.getpid(), 9)
     elif deed == "raise":
         raise ValueError("this one is odd")
     elif deed == "broken":
         raise WorkerBroken("the device is gone")
-    elif deed == "large" or (deed == "pair" and num_items > 1):
-        raise BatchTooLarge("no memory left")
     elif deed.startswith("sleep"):
         time.sleep(float(deed[5:]))
 
@@ -68,15 +95,34 @@ class Diary:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def lines(self) -> list[tuple[int, str, list[str]]]:
-        """(pid, verb, items), oldest first."""
+    def lines(self) -> list[tuple[int, str, str]]:
+        """(pid, verb, item), oldest first."""
         if not self.path.exists():
             return []
         parts = [line.split(" ", 2) for line in self.path.read_text().splitlines()]
-        return [(int(pid), verb, rest[0].split(",") if rest else []) for pid, verb, *rest in parts]
+        return [(int(pid), verb, rest[0] if rest else "") for pid, verb, *rest in parts]
 
     def pids(self) -> set[int]:
         return {pid for pid, _, _ in self.lines()}
 
-    def runs_of(self, item: str) -> list[list[str]]:
-        return [items for _, verb, items in self.lines() if verb == "run" and item in items]
+    def of(self, verb: str) -> list[str]:
+        """The items that were begun ("run"), or done ("end"), as often as that happened."""
+        return [item for _, found, item in self.lines() if found == verb]
+
+    def pids_of(self, item: str) -> list[int]:
+        return [pid for pid, verb, found in self.lines() if verb == "run" and found == item]
+
+    def company(self) -> dict[tuple[int, str], set[str]]:
+        """For each run of an item, by pid: what was at work in the same process at any time of it."""
+        together: dict[tuple[int, str], set[str]] = {}
+        at_work: dict[int, set[str]] = {}
+        for pid, verb, item in self.lines():
+            others = at_work.setdefault(pid, set())
+            if verb == "end":
+                others.discard(item)
+            elif verb == "run":
+                together[pid, item] = set(others)
+                for other in others:
+                    together[pid, other].add(item)
+                others.add(item)
+        return together
