@@ -277,7 +277,7 @@ class ItemPlanner(Generic[ItemT]):
         while open_workers and self._waiting:
             _, number = heapq.heappop(open_workers)
             worker = self._workers[number]
-            if len(worker.held) >= self._depth(worker):
+            if len(worker.held) >= self._depth(worker):  # it has got as much, or the intake has come to its end
                 continue
             planned.append(self._assign(number, self._waiting.draw(number), now))
             heapq.heappush(open_workers, (_fullness(worker), number))
@@ -291,6 +291,7 @@ class ItemPlanner(Generic[ItemT]):
             (_fullness(worker), number)
             for number, worker in self._workers.items()
             if worker.ready and not worker.exclusive and number not in held_back
+            if len(worker.held) < self._depth(worker)
         ]
         heapq.heapify(found)
         return found

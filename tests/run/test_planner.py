@@ -309,6 +309,17 @@ def test_the_rest_of_a_lost_workers_group_is_drawn_next():
     assert items_of(assign(planner, 1.0)[second]) == [0, 1, 2, 3]
 
 
+def test_the_rest_of_the_group_of_a_worker_with_a_suspect_is_drawn_by_others():
+    planner = ItemPlanner(range(1000), limits(num_slots=4, num_ahead=0), affinity=lambda item: item // 8)
+    first, second = start_all(planner)
+    suspect = assign(planner)[second][0]
+    planner.item_failed(second, suspect, "oops", 0.0)
+    finish(planner, first, 4)
+    assert assign(planner)[first] == [suspect]
+    finish(planner, second, 4)
+    assert items_of(assign(planner)[second]) == [13, 14, 15, 4]
+
+
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_an_endless_group_starves_nobody(num_workers):
     """Of two rare items in an endless stream of one key, both are sent before twice the read-ahead has passed."""
@@ -324,24 +335,6 @@ def test_an_endless_group_starves_nobody(num_workers):
             finish(planner, worker, 1)
     assert "rare" in sent
     assert None in sent
-
-
-def test_decisions_do_not_slow_down_with_the_number_of_items():
-    """A million waiting items cost no more per decision than a thousand; 4 times as much would be linear growth."""
-    import time
-
-    def seconds_per_item(read_ahead: int) -> float:
-        bounds = limits(num_workers=16, num_slots=16, num_ahead=16, read_ahead=read_ahead)
-        planner = ItemPlanner(count(), bounds, affinity=lambda item: item // 4)
-        workers = start_all(planner)
-        assign(planner)
-        began = time.process_time()
-        for index in range(4000):
-            finish(planner, workers[index % 16], 1)
-            assign(planner)
-        return time.process_time() - began
-
-    assert min(seconds_per_item(200_000) for _ in range(3)) < 4 * min(seconds_per_item(1000) for _ in range(3))
 
 
 # ---- the tail
@@ -389,6 +382,19 @@ def test_a_worker_that_has_begun_everything_is_asked_again_after_its_next_result
     assert planner.plan_withdrawals() == []
     finish(planner, first, 1)
     assert planner.plan_withdrawals() == [(first, 1)]
+
+
+def test_no_more_is_taken_back_than_can_be_given_away():
+    """A part of what is left is for the worker that is loading; it stays where it is until then."""
+    planner = ItemPlanner(range(16), limits(num_workers=3, num_slots=4, num_ahead=4))
+    first, second, third = planner.plan_starts(0.0)
+    planner.worker_lost(third, Loss.NOBODYS_FAULT, "gone", 0.0)
+    planner.worker_ready(first)
+    planner.worker_ready(second)
+    assert [len(tickets) for tickets in assign(planner).values()] == [8, 8]
+    assert len(planner.plan_starts(10.0)) == 1
+    finish(planner, second, 8)
+    assert planner.plan_withdrawals() == [(first, 3)]
 
 
 def test_nothing_is_taken_back_while_items_wait():
@@ -531,6 +537,16 @@ def test_lost_nodes_blame_nobody_until_they_follow_an_item():
             condemned += planner.worker_lost(worker, Loss.NOBODYS_FAULT, "node gone", now)
     assert losses == limits().max_losses + 2
     assert [each.code for each in condemned] == [ErrorCode.WORKER_DIED]
+
+
+def test_a_suspect_whose_node_is_lost_stays_a_suspect():
+    planner = ItemPlanner([1], limits())
+    (worker,) = start_all(planner)
+    planner.item_failed(worker, only(planner).ticket, "oops", 1.0)
+    only(planner)
+    planner.worker_lost(worker, Loss.NOBODYS_FAULT, "node gone", 1.0)
+    start_all(planner, 2.0)
+    assert only(planner, 2.0).exclusive
 
 
 def test_what_a_lost_node_held_comes_first_and_in_order():
