@@ -140,14 +140,15 @@ def test_actors_killed_from_outside_are_replaced_and_nothing_is_lost(pool):
 
 def test_items_of_a_group_meet_and_what_is_ahead_moves_to_free_slots(pool):
     items = [*numbers(8, "sleep2.5"), *(f"{index}:sleep0.1" for index in range(8, 16))]
+    halves = items[:8], items[8:]
     ended = pool.run(items, num_slots=2, num_ahead=6, affinity=lambda item: item.partition(":")[2])
     assert ended.items() == Counter(items)
     assert Counter(pool.diary.of("run")) == Counter(items)
     assert set(ended.attempts.values()) == {1}
-    at = [pool.diary.pids_of(item)[0] for item in items]
-    assert len(set(at[8:])) == 1  # the quick ones met on one worker
-    assert at[0] == at[1] != at[8]
-    assert at[8] in at[2:8]  # it then did some of the slow ones
+    slow, quick = ([pid for pid, verb, item in pool.diary.lines() if verb == "run" and item in part] for part in halves)
+    assert len(set(quick)) == 1  # they met on one worker
+    assert quick[0] not in slow[:2]
+    assert quick[0] in slow  # later it did some of the slow ones
 
 
 def test_an_item_that_hangs_is_timed_out_alone(pool):
