@@ -56,9 +56,7 @@ class RunOptions:
     workers: Annotated[
         int | None, Option(help="Ray actors that hold a model; 0 fits the cluster.", rich_help_panel=CLUSTER)
     ] = None
-    batch_size: Annotated[
-        int | None, Option(help="Items that a worker denoises together.", rich_help_panel=CLUSTER)
-    ] = None
+    slots: Annotated[int | None, Option(help="Items that a worker denoises together.", rich_help_panel=CLUSTER)] = None
     accelerator: Accelerator = None
     allow_root: Annotated[
         list[str] | None,
@@ -108,7 +106,7 @@ class RunOptions:
             cluster={
                 "address": self.address,
                 "num_workers": self.workers,
-                "batch_size": self.batch_size,
+                "num_slots": self.slots,
                 "accelerator": self.accelerator,
             },
             preset=self.preset,

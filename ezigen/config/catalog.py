@@ -57,7 +57,19 @@ class CatalogInputs(Config):
 class ClusterConfig(RayConfig):
     """The Ray cluster and the workers on it that make images."""
 
-    batch_size: int = Field(default=4, ge=1, le=256, description="Items that a worker denoises together.")
+    num_slots: int = Field(
+        default=4,
+        ge=1,
+        le=256,
+        description="Items that a worker denoises together. 4 fill a core; a GPU wants as many as its memory holds.",
+    )
+    num_ahead: int = Field(
+        default=8,
+        ge=0,
+        le=1024,
+        description="Items that a worker holds beyond its slots: their pictures are read and their sketches drawn "
+        "meanwhile.",
+    )
     shard_size: int = Field(default=64, ge=1, le=100_000, description="Result rows per stored shard.")
     flush_interval_s: float = Field(
         default=15.0, gt=0.0, le=3600.0, description="Finished items wait at most this long for their result row."
@@ -66,5 +78,6 @@ class ClusterConfig(RayConfig):
         default=900.0,
         gt=0.0,
         le=86_400.0,
-        description="A batch that takes longer than this per item is stopped: timed_out.",
+        description="A worker that finishes nothing for this long times its slots is ended; an item that takes longer "
+        "than this alone is timed_out.",
     )

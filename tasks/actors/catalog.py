@@ -1,46 +1,61 @@
 """The actor of a catalog run."""
 
 import logging
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ezigen.config import ModelConfig, SamplerConfig
+from ezigen.engine import difference
+from tasks.actors.engine_loop import EngineLoop, ImageEngine, ImageScorer
 from tasks.actors.metrics import WorkerMetrics
 from tasks.actors.records import LogBuffer, LogLine
-from tasks.catalog.making import ImageGenerator, ImageMaker, ImageScorer, MakerSettings
+from tasks.catalog.making import ImageMaker, MakerSettings
 from tasks.catalog.results import ResultRow
 from tasks.catalog.rows import Item
 from tasks.cluster.environment import SecretVariables
+from tasks.cluster.worker import Withdrawn
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What a worker is made from: small, without tensors, the same for all workers of a run."""
+    """What a worker is made from: small, without tensors, the same for all workers of a run.
+
+    num_slots: items that the engine works on at a time; num_ahead: items that are read meanwhile.
+    """
 
     model: ModelConfig
     sampler: SamplerConfig
     maker: MakerSettings
+    num_slots: int
+    num_ahead: int
     num_threads: int
     secrets: SecretVariables
 
+    @property
+    def max_concurrency(self) -> int:
+        """Threads of the actor: one per item that it holds, and one for whoever asks items back."""
+        return self.num_slots + self.num_ahead + 1
+
 
 @dataclass(frozen=True)
-class BatchReport:
-    """A worker's answer to one batch: a row per item, and how the time since the last answer was spent.
+class ItemReport:
+    """A worker's answer to one item, with what it counted (see `ezigen.engine.Counters`) and logged since the last.
 
-    seconds: load (in the first report), idle, read, generate, score, store.
+    Beside the engine's counts: seconds.load, seconds.score, seconds.waiting (items are here, but their pictures are not
+    read yet), seconds.idle (no items), and seconds.read and seconds.store, which pass beside the networks.
     """
 
-    rows: tuple[ResultRow, ...]
-    seconds: Mapping[str, float]
+    row: ResultRow
+    counts: Mapping[str, float]
     log: tuple[LogLine, ...] = ()
 
 
 class CatalogWorker:
-    """Loads the networks once, then turns batches of items into stored images and rows."""
+    """Loads the networks once, then turns items into stored images and rows, many at a time."""
 
     def __init__(self, setup: WorkerSetup, name: str) -> None:
         self.setup = setup
@@ -53,32 +68,57 @@ class CatalogWorker:
         self._log.attach()
         self.setup.secrets.apply()
         self._metrics = WorkerMetrics()
-        self._maker = ImageMaker(self.setup.maker, self.load_generator, self.load_scorer(), worker=self.name)
-        self._ready_at = time.perf_counter()
-        self._load_seconds = self._ready_at - started
+        self._reporting = threading.Lock()
+        self._reported: Mapping[str, float] = {}
+        self._num_running = 0
+        self._loop = EngineLoop(
+            self._start_engine,
+            capacity=self.setup.num_slots + self.setup.num_ahead,
+            is_expecting=lambda: self._num_running > 0,
+        )
+        self._maker = ImageMaker(self.setup.maker, self._loop.submit, worker=self.name)
+        self._load_seconds = time.perf_counter() - started
         logger.info("loaded %s in %.1f s", self.setup.model.model, self._load_seconds)
 
-    def run(self, items: Sequence[Item]) -> BatchReport:
-        """A row for every item, whatever happened to it."""
-        idle = time.perf_counter() - self._ready_at
-        rows = self._maker.make(items)
-        seconds = {"load": self._load_seconds, "idle": idle, **self._maker.take_seconds()}
-        self._load_seconds = 0.0
-        self._metrics.count(rows, seconds)
-        self._ready_at = time.perf_counter()
-        return BatchReport(tuple(rows), seconds, self._log.take())
+    def run(self, item: Item) -> ItemReport | Withdrawn:
+        """The item's row, whatever happened to it. Called by several threads."""
+        with self._reporting:
+            self._num_running += 1
+        try:
+            row = self._maker.make(item)
+        finally:
+            with self._reporting:
+                self._num_running -= 1
+        return Withdrawn() if row is None else self._report(row)
 
-    def load_generator(self, num_slots: int) -> ImageGenerator:
-        """The networks that make images."""
+    def withdraw(self, max_items: int) -> int:
+        """Gives up to so many items back that were hardly begun."""
+        return self._loop.withdraw(max_items)
+
+    def _report(self, row: ResultRow) -> ItemReport:
+        with self._reporting:
+            now = {"seconds.load": self._load_seconds, **self._loop.counts(), **self._maker.counts()}
+            counts, self._reported = difference(now, self._reported), now
+            self._metrics.count(row, counts)
+            return ItemReport(row, counts, self._log.take())
+
+    def _start_engine(self) -> tuple[ImageEngine, ImageScorer | None]:
+        """Runs on the engine's thread: a thread's number of threads is its own."""
         import torch
-
-        from ezigen.sampling import load_generator
-        from tasks.adapters.location import localize_model
 
         if not torch.cuda.is_available():
             torch.set_num_threads(self.setup.num_threads)
-        model = localize_model(self.setup.model, self.setup.maker.locations)
-        return load_generator(model, self.setup.sampler, num_slots=num_slots)
+        return self.load_engine(), self.load_scorer()
+
+    def load_engine(self) -> ImageEngine:
+        """The networks that make images."""
+        from ezigen.engine import EngineLimits, load_engine
+        from tasks.adapters.location import localize_model
+
+        setup = self.setup
+        model = localize_model(setup.model, setup.maker.locations)
+        limits = EngineLimits(num_slots=setup.num_slots, max_held=4 * (setup.num_slots + setup.num_ahead))
+        return load_engine(model, setup.sampler, limits)
 
     def load_scorer(self) -> ImageScorer | None:
         """The networks that score images."""

@@ -1,24 +1,23 @@
-"""One batch of items from pictures to stored images and result rows. What goes wrong with one item stays with it."""
+"""One item from pictures to a stored image and a result row. What goes wrong with it stays with it."""
 
 import logging
-import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from ezigen.config import ErrorCode, ItemError
 from ezigen.images import Picture, decode_picture, encode_png, thumbnail_strip
-from ezigen.models.faults import is_device_fault, is_out_of_memory
 from tasks.catalog.results import ResultRow, failed_row
 from tasks.catalog.rows import Item
-from tasks.cluster.worker import BatchTooLarge, WorkerBroken
+from tasks.cluster.worker import WorkerBroken
 from tasks.storage import Locations, RunOutput
 
 if TYPE_CHECKING:
@@ -30,18 +29,16 @@ _NUM_TRANSFERS = 8
 """Pictures read, or images written, at the same time."""
 
 
-class ImageGenerator(Protocol):
-    """The part of `ezigen.sampling.Generator` that is needed here."""
+@dataclass(frozen=True, eq=False)
+class Made:
+    """An image and its scores."""
 
-    def generate(self, requests: "Sequence[Request]") -> "list[Sample]":
-        """One sample per request, in their order."""
+    sample: "Sample"
+    scores: Mapping[str, float]
 
 
-class ImageScorer(Protocol):
-    """The part of `ezigen.metrics.Scorer` that is needed here."""
-
-    def score(self, image: Image.Image, prompt: str, subjects: Sequence[Picture]) -> dict[str, float]:
-        """Scores by name."""
+Submit = Callable[["Request", Sequence[Picture]], "Future[Made | None]"]
+"""Hands a request and its subjects' pictures to the networks; None comes back for one that was withdrawn."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,6 @@ class MakerSettings:
     locations: Locations
     output: RunOutput
     run_id: str
-    num_slots: int
     max_picture_side_px: int
     max_picture_pixels: int
     preview_share: float
@@ -62,85 +58,66 @@ class MakerSettings:
         return int(item_key[:8], 16) < self.preview_share * 2**32
 
 
-@dataclass
-class _Work:
-    """One item on its way to its row."""
-
-    item: Item
-    subjects: tuple[Picture, ...] = ()
-    sample: "Sample | None" = None
-    scores: dict[str, float] = field(default_factory=dict)
-    error: ItemError | None = None
-
-
-Outcome = ItemError | Picture
-
-
 class ImageMaker:
-    """Makes the images of a worker. `load(num_slots)` loads the generator; it is called again, with fewer slots, when
-    the device's memory is too small.
-    """
+    """Makes items, each in a thread of the caller's: reading and storing go on while the networks compute."""
 
-    def __init__(
-        self,
-        settings: MakerSettings,
-        load: Callable[[int], ImageGenerator],
-        scorer: ImageScorer | None = None,
-        *,
-        worker: str = "",
-    ) -> None:
+    def __init__(self, settings: MakerSettings, submit: Submit, *, worker: str = "") -> None:
         self._settings = settings
-        self._load = load
-        self._num_slots = settings.num_slots
-        self._generator = load(self._num_slots)
-        self._scorer = scorer
+        self._submit = submit
         self._worker = worker
-        self._transfers = ThreadPoolExecutor(_NUM_TRANSFERS, thread_name_prefix="transfer")
+        self._transfers = threading.BoundedSemaphore(_NUM_TRANSFERS)
+        self._lock = threading.Lock()
         self._seconds: dict[str, float] = defaultdict(float)
 
-    def take_seconds(self) -> dict[str, float]:
-        """Seconds spent on each part (read, generate, score, store) since this was last asked."""
-        taken, self._seconds = dict(self._seconds), defaultdict(float)
-        return taken
+    def counts(self) -> dict[str, float]:
+        """Seconds that the threads spent on seconds.read and seconds.store, beside the networks."""
+        with self._lock:
+            return {f"seconds.{part}": value for part, value in self._seconds.items()}
 
-    def make(self, items: Sequence[Item]) -> list[ResultRow]:
-        """One row per item, in their order; the image of a done one is stored.
+    def make(self, item: Item) -> ResultRow | None:
+        """The item's row; the image of a done one is stored. None for one that was withdrawn.
 
-        Raises BatchTooLarge when the batch does not fit into memory, WorkerBroken when the device is not usable.
+        Raises WorkerBroken when the device is not usable.
         """
         started = time.perf_counter()
-        batch = [_Work(item) for item in items]
-        with self._timed("read"):
-            self._read(batch)
-        with self._timed("generate"):
-            self._generate([work for work in batch if work.error is None])
-        with self._timed("score"):
-            self._score(batch)
-        with self._timed("store"):
-            rows = list(self._transfers.map(self._finish, batch))
-        return _with_seconds(rows, time.perf_counter() - started)
+        num_calls = 0
+        try:
+            with self._timed("read"):
+                subjects = self._read(item)
+            outside = time.perf_counter() - started
+            made = self._submit(_to_request(item, subjects, self._settings), subjects).result()
+            if made is None:
+                return None
+            num_calls = made.sample.num_unet_calls
+            with self._timed("store") as stored:
+                return self._store(item, subjects, made, outside_since=stored - outside)
+        except WorkerBroken:
+            raise
+        except ItemError as error:
+            problem = error
+        except Exception as error:
+            logger.exception("item %r failed in an unforeseen way", item.row.item_id)
+            problem = ItemError(ErrorCode.GENERATION_FAILED, _describe(error))
+        return failed_row(item, problem, run_id=self._settings.run_id, worker=self._worker, num_unet_calls=num_calls)
 
     @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[part] += time.perf_counter() - started
+    def _timed(self, part: str) -> Iterator[float]:
+        """A turn among the transfers; yields when it began."""
+        with self._transfers:
+            started = time.perf_counter()
+            try:
+                yield started
+            finally:
+                with self._lock:
+                    self._seconds[part] += time.perf_counter() - started
 
     # ---- pictures in
 
-    def _read(self, batch: Sequence[_Work]) -> None:
-        """Every location once, several at a time."""
-        uris = list(dict.fromkeys(uri for work in batch for uri in _uris(work.item)))
-        pictures = dict(zip(uris, self._transfers.map(self._read_one, uris), strict=True))
-        for work in batch:
-            try:
-                work.subjects = _subjects(work.item, pictures)
-            except ItemError as error:
-                work.error = error
+    def _read(self, item: Item) -> tuple[Picture, ...]:
+        pictures = {uri: self._read_one(uri) for uri in dict.fromkeys(_uris(item))}
+        return _subjects(item, pictures)
 
-    def _read_one(self, uri: str) -> Outcome:
+    def _read_one(self, uri: str) -> Picture:
         settings = self._settings
         try:
             data = settings.locations.read_bytes(uri)
@@ -148,101 +125,31 @@ class ImageMaker:
                 data, max_side_px=settings.max_picture_side_px, max_pixels=settings.max_picture_pixels
             )
         except ItemError as error:
-            return ItemError(error.code, error.message if uri in error.message else f"{uri}: {error.message}")
+            raise ItemError(error.code, error.message if uri in error.message else f"{uri}: {error.message}") from error
         except Exception as error:
             logger.exception("reading %s failed in an unforeseen way", uri)
-            return ItemError(ErrorCode.STORAGE_ERROR, f"{uri}: {_describe(error)}")
-
-    # ---- networks
-
-    def _generate(self, batch: Sequence[_Work]) -> None:
-        """Samples for the whole batch, or, if that fails for a reason of one item, for each item alone."""
-        if not batch:
-            return
-        try:
-            samples = self._generate_within_memory([_to_request(work) for work in batch])
-        except (BatchTooLarge, WorkerBroken):
-            raise
-        except Exception as error:  # noqa: BLE001 - _blame logs it and makes it the item's
-            self._blame(batch, error)
-        else:
-            for work, sample in zip(batch, samples, strict=True):
-                work.sample = sample
-
-    def _blame(self, batch: Sequence[_Work], error: Exception) -> None:
-        if len(batch) > 1:
-            logger.warning("a batch of %d failed (%s); each of its items runs alone", len(batch), _describe(error))
-            for work in batch:
-                self._generate([work])
-        elif isinstance(error, ItemError):
-            batch[0].error = error
-        else:
-            logger.error("item %r failed", batch[0].item.row.item_id, exc_info=error)
-            batch[0].error = ItemError(ErrorCode.GENERATION_FAILED, _describe(error))
-
-    def _generate_within_memory(self, requests: "Sequence[Request]") -> "list[Sample]":
-        while True:
-            try:
-                return self._generator.generate(requests)
-            except Exception as error:
-                if is_device_fault(error):
-                    raise WorkerBroken(f"the device failed: {_describe(error)}") from error
-                if not is_out_of_memory(error):
-                    raise
-                message = f"no memory for {len(requests)} images at once: {_describe(error)}"
-            if self._num_slots == 1:
-                raise BatchTooLarge(message)
-            self._reduce_slots()
-            if self._num_slots < len(requests):
-                raise BatchTooLarge(message)
-
-    def _reduce_slots(self) -> None:
-        """The generator fills every call up to its slots, so a smaller batch alone would not help."""
-        self._num_slots = (self._num_slots + 1) // 2
-        logger.warning("out of memory: loading again with %d slots", self._num_slots)
-        del self._generator
-        _free_memory()
-        self._generator = self._load(self._num_slots)
-
-    def _score(self, batch: Sequence[_Work]) -> None:
-        for work in batch:
-            if self._scorer is None or work.sample is None:
-                continue
-            try:
-                work.scores = self._scorer.score(work.sample.image, work.item.row.prompt, work.subjects)
-            except Exception as error:
-                if is_device_fault(error):
-                    raise WorkerBroken(f"the device failed: {_describe(error)}") from error
-                logger.exception("item %r has no scores", work.item.row.item_id)
+            raise ItemError(ErrorCode.STORAGE_ERROR, f"{uri}: {_describe(error)}") from error
 
     # ---- images out
 
-    def _finish(self, work: _Work) -> ResultRow:
-        if work.error is None:
-            try:
-                return self._store(work)
-            except ItemError as error:
-                work.error = error
-            except Exception as error:
-                logger.exception("item %r could not be stored", work.item.row.item_id)
-                work.error = ItemError(ErrorCode.STORAGE_ERROR, f"its image could not be stored: {_describe(error)}")
-        calls = work.sample.num_unet_calls if work.sample else 0
-        return failed_row(
-            work.item, work.error, run_id=self._settings.run_id, worker=self._worker, num_unet_calls=calls
-        )
-
-    def _store(self, work: _Work) -> ResultRow:
-        sample, row, key = work.sample, work.item.row, work.item.item_key
-        assert sample is not None
-        stored = self._settings.output.write_image(key, encode_png(sample.image))
-        panels = _panels(work.subjects, sample) if self._settings.wants_preview(key) else []
+    def _store(self, item: Item, subjects: Sequence[Picture], made: Made, *, outside_since: float) -> ResultRow:
+        sample, row, key = made.sample, item.row, item.item_key
+        try:
+            stored = self._settings.output.write_image(key, encode_png(sample.image))
+        except ItemError:
+            raise
+        except Exception as error:
+            logger.exception("item %r could not be stored", row.item_id)
+            message = f"its image could not be stored: {_describe(error)}"
+            raise ItemError(ErrorCode.STORAGE_ERROR, message) from error
+        panels = _panels(subjects, sample) if self._settings.wants_preview(key) else []
         return ResultRow(
             item_key=key,
             item_id=row.item_id,
             row_index=row.index,
             run_id=self._settings.run_id,
             status="done",
-            attempts=work.item.attempts + 1,
+            attempts=item.attempts + 1,
             finished_at=datetime.now(UTC),
             prompt=row.prompt,
             subject_uri=row.subject_uri,
@@ -256,9 +163,9 @@ class ImageMaker:
             num_loops=sample.num_loops,
             stop_reason=sample.stop_reason,
             similarities=sample.similarities,
-            scores=work.scores,
+            scores=dict(made.scores),
             num_unet_calls=sample.num_unet_calls,
-            seconds=sample.seconds,
+            seconds=sample.seconds + time.perf_counter() - outside_since,
             worker=self._worker,
             preview=thumbnail_strip(panels) if panels else None,
             preview_panels=len(panels),
@@ -271,21 +178,15 @@ def _uris(item: Item) -> Iterator[str]:
         yield item.row.subject_mask_uri
 
 
-def _subjects(item: Item, pictures: Mapping[str, Outcome]) -> tuple[Picture, ...]:
-    subjects = tuple(_good(pictures[uri]) for uri in item.row.subject_uris)
+def _subjects(item: Item, pictures: Mapping[str, Picture]) -> tuple[Picture, ...]:
+    subjects = tuple(pictures[uri] for uri in item.row.subject_uris)
     mask_uri = item.row.subject_mask_uri
     if not mask_uri:
         return subjects
     if len(subjects) > 1:
         message = f"subject_mask_uri goes with one subject picture, but the row lists {len(subjects)}"
         raise ItemError(ErrorCode.MASK_MISMATCH, message)
-    return (_cut_out(subjects[0], _good(pictures[mask_uri]), mask_uri),)
-
-
-def _good(outcome: Outcome) -> Picture:
-    if isinstance(outcome, ItemError):
-        raise outcome
-    return outcome
+    return (_cut_out(subjects[0], pictures[mask_uri], mask_uri),)
 
 
 def _cut_out(subject: Picture, mask: Picture, mask_uri: str) -> Picture:
@@ -298,17 +199,18 @@ def _cut_out(subject: Picture, mask: Picture, mask_uri: str) -> Picture:
     return Picture(Image.composite(subject.rgb, white, grey), grey)
 
 
-def _to_request(work: _Work) -> "Request":
+def _to_request(item: Item, subjects: tuple[Picture, ...], settings: MakerSettings) -> "Request":
     from ezigen.sampling import Request
 
-    row = work.item.row
+    row = item.row
     return Request(
-        key=work.item.item_key,
+        key=item.item_key,
         prompt=row.prompt,
-        subjects=work.subjects,
+        subjects=subjects,
         subject_class=row.subject_class,
         negative_prompt=row.negative_prompt,
         seed=row.seed,
+        preview=settings.wants_preview(item.item_key),
     )
 
 
@@ -318,21 +220,6 @@ def _panels(subjects: Sequence[Picture], sample: "Sample") -> list[Image.Image]:
     return [*(picture.rgb for picture in subjects[:1]), *sketch, *(sample.loops or (sample.image,))]
 
 
-def _with_seconds(rows: Sequence[ResultRow], batch_seconds: float) -> list[ResultRow]:
-    """Reading, scoring and storing are shared equally; the rows' seconds add up to those of the batch."""
-    share = max(0.0, batch_seconds - sum(row.seconds for row in rows)) / max(1, len(rows))
-    return [replace(row, seconds=row.seconds + share) for row in rows]
-
-
 def _describe(error: BaseException, max_chars: int = 300) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:max_chars]}"
-
-
-def _free_memory() -> None:
-    import gc
-
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
 """What came of a run."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +9,8 @@ from ezigen.config import ErrorCode
 from tasks.catalog.results import ResultRow
 from tasks.storage import RunState
 
-_IN_NETWORKS = ("generate", "score")
-_OUTSIDE = ("read", "store")
+_IN_NETWORKS = ("text", "encode", "sketch", "transfer", "decode", "score")
+_OUTSIDE = ("planning", "waiting")
 
 
 class TooManyFailures(RuntimeError):  # noqa: N818
@@ -59,33 +59,49 @@ class RunOutcome:
 
 
 class Measurements:
-    """Sums up what workers report about their time."""
+    """Sums up what workers count (see `tasks.actors.ItemReport`)."""
 
     def __init__(self) -> None:
         self.num_unet_calls = 0
-        self._seconds: dict[str, float] = defaultdict(float)
-        self._images_by_worker: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._num_images = 0
 
-    def add(self, worker: str, rows: tuple[ResultRow, ...], seconds: Mapping[str, float]) -> None:
-        """One batch."""
-        self._images_by_worker[worker] += sum(row.status == "done" for row in rows)
-        self.num_unet_calls += sum(row.num_unet_calls for row in rows)
-        for part, value in seconds.items():
-            self._seconds[part] += value
+    def add(self, row: ResultRow, counts: Mapping[str, float]) -> None:
+        """One item, and what its worker counted since the last one."""
+        self._num_images += row.status == "done"
+        self.num_unet_calls += row.num_unet_calls
+        for name, value in counts.items():
+            self._counts[name] += value  # type: ignore[assignment]
 
     def to_dict(self, wall_seconds: float, num_workers: int, device: str) -> dict[str, Any]:
-        """For run.json and the report. Worker seconds are sums over all workers; the share outside the networks leaves
-        out loading and idling.
+        """For run.json and the report. Worker seconds are sums over all workers. The share outside the networks is that
+        of an engine's time with work at hand; reading and storing pass beside it, on other threads.
+
+        num_unet_calls: behind the images, as if each were made alone; unet_calls: those that were made.
         """
-        inside = sum(self._seconds.get(part, 0.0) for part in _IN_NETWORKS)
-        outside = sum(self._seconds.get(part, 0.0) for part in _OUTSIDE)
-        images = sum(self._images_by_worker.values())
+        seconds = self._group("seconds")
+        inside = sum(seconds.get(part, 0.0) for part in _IN_NETWORKS)
+        outside = sum(seconds.get(part, 0.0) for part in _OUTSIDE)
+        filled, slots = self._group("filled"), self._group("slot_steps")
+        hits, misses = self._group("hits"), self._group("misses")
         return {
             "num_workers": num_workers,
             "device": device,
-            "images": images,
-            "images_per_s": round(images / wall_seconds, 4) if wall_seconds > 0 else 0.0,
+            "images": self._num_images,
+            "images_per_s": round(self._num_images / wall_seconds, 4) if wall_seconds > 0 else 0.0,
             "num_unet_calls": self.num_unet_calls,
-            "worker_seconds": {part: round(value, 3) for part, value in sorted(self._seconds.items())},
+            "unet_calls": {phase: round(value) for phase, value in self._group("unet_calls").items()},
+            "slot_occupancy": {lane: round(filled.get(lane, 0) / number, 4) for lane, number in slots.items()},
+            "cache_hit_share": {
+                name: round(hits.get(name, 0) / (hits.get(name, 0) + misses.get(name, 0)), 4)
+                for name in sorted(hits.keys() | misses.keys())
+            },
+            "slots_halved": round(self._counts["halvings"]),
+            "worker_seconds": {part: round(value, 3) for part, value in seconds.items()},
             "share_outside_networks": round(outside / (inside + outside), 4) if inside + outside > 0 else 0.0,
         }
+
+    def _group(self, group: str) -> dict[str, float]:
+        """The counts GROUP.name by name."""
+        prefix = f"{group}."
+        return {name.removeprefix(prefix): n for name, n in sorted(self._counts.items()) if name.startswith(prefix)}

@@ -5,13 +5,13 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError, ItemError, ModelConfig, SamplerConfig
-from tasks.actors import BatchReport, CatalogWorker, WorkerSetup
+from tasks.actors import CatalogWorker, ItemReport, WorkerSetup
 from tasks.catalog.making import MakerSettings
 from tasks.catalog.outcome import Measurements, RunOutcome, TooManyFailures
 from tasks.catalog.plan import CatalogPlan
@@ -140,8 +140,13 @@ class _Execution:
     def _run_pool(self, cluster: Cluster, workers: WorkerPlan, items: Iterator[Item]) -> None:
         from tasks.cluster.pool import ActorPool, Finished
 
-        pool: ActorPool[Item, BatchReport] = ActorPool(
-            self._spawner(workers), items, self._limits(workers), stop=self.run.stop, check=cluster.check
+        pool: ActorPool[Item, ItemReport] = ActorPool(
+            self._spawner(workers),
+            items,
+            self._limits(workers),
+            affinity=_sketch_of if self.run.sampler.num_sketch_steps else None,
+            stop=self.run.stop,
+            check=cluster.check,
         )
         with contextlib.closing(pool.run()) as events:
             for event in events:
@@ -154,12 +159,12 @@ class _Execution:
         self.leaves_leftovers |= pool.num_lost > 0
 
     def _take_report(self, event: Any) -> None:
-        report: BatchReport = event.result
+        report: ItemReport = event.result
         for line in report.log:
             worker_logger.log(line.level, "[%s] %s", event.worker, line.message)
-        self.measurements.add(event.worker, report.rows, report.seconds)
-        for ticket, row in zip(event.tickets, report.rows, strict=True):
-            self._add(dataclasses.replace(row, attempts=ticket.item.attempts + ticket.attempts))
+        self.measurements.add(report.row, report.counts)
+        ticket = event.ticket
+        self._add(dataclasses.replace(report.row, attempts=ticket.item.attempts + ticket.attempts))
 
     def _condemned_row(self, condemned: Condemned[Item]) -> ResultRow:
         item, ticket = condemned.ticket.item, condemned.ticket
@@ -197,14 +202,18 @@ class _Execution:
     def _plan_workers(self, cluster: Cluster) -> WorkerPlan:
         return plan_workers(self._cluster_config(), cluster.nodes, worker_memory_bytes(self.run.model.model))
 
-    def _spawner(self, workers: WorkerPlan) -> Callable[[str], Any]:
+    def _spawner(self, workers: WorkerPlan) -> Callable[[str, int], Any]:
         import ray
 
-        actor_class = ray.remote(self.run.worker).options(
-            num_cpus=workers.num_cpus, num_gpus=workers.num_gpus, max_restarts=0, max_task_retries=0
-        )
         setup = self._setup(workers)
-        return lambda name: actor_class.remote(setup, name)
+        actor_class = ray.remote(self.run.worker).options(
+            num_cpus=workers.num_cpus,
+            num_gpus=workers.num_gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=setup.max_concurrency,
+        )
+        return lambda name, num_slots: actor_class.remote(dataclasses.replace(setup, num_slots=num_slots), name)
 
     def _setup(self, workers: WorkerPlan) -> WorkerSetup:
         run, inputs = self.run, self.run.inputs
@@ -215,11 +224,12 @@ class _Execution:
                 locations=run.plan.catalog.locations,
                 output=run.output,
                 run_id=self.record.run_id,
-                num_slots=run.cluster.batch_size,
                 max_picture_side_px=inputs.max_picture_side_px,
                 max_picture_pixels=inputs.max_picture_pixels,
                 preview_share=min(1.0, inputs.max_previews / max(1, run.plan.counts.rows)),
             ),
+            num_slots=run.cluster.num_slots,
+            num_ahead=run.cluster.num_ahead,
             num_threads=workers.num_threads,
             secrets=SecretVariables.of_process(),
         )
@@ -228,7 +238,8 @@ class _Execution:
         cluster = self.run.cluster
         return PoolLimits(
             num_workers=workers.count,
-            batch_size=cluster.batch_size,
+            num_slots=cluster.num_slots,
+            num_ahead=cluster.num_ahead,
             item_timeout_s=cluster.item_timeout_s,
             start_timeout_s=cluster.start_timeout_s,
             grace_period_s=cluster.grace_period_s,
@@ -297,6 +308,11 @@ class _Execution:
             num_unet_calls=self.measurements.num_unet_calls,
             measurements=measured,
         )
+
+
+def _sketch_of(item: Item) -> Hashable:
+    """What items need to have in common to share a sketch, which is drawn from text alone."""
+    return item.row.prompt, item.row.negative_prompt, item.row.seed
 
 
 def _num_items(plan: CatalogPlan) -> int:

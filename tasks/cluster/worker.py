@@ -35,7 +35,3 @@ class Worker(Protocol[ItemT_contra, ResultT_co]):
 
 class WorkerBroken(Exception):  # noqa: N818
     """The process cannot be trusted with another item, as after a CUDA fault. It is replaced."""
-
-
-class BatchTooLarge(Exception):  # noqa: N818
-    """Of the catalog's maker alone, until it works item by item: the pool does not know it any more."""

@@ -26,7 +26,7 @@ from tests.flows.conftest import Command, CommandLine
 from tests.run.catalogs import Computed, assert_complete, write_catalog
 
 GONE = "ftp://shop.invalid/cup.png"
-LIGHT = ("--workers", 2, "--batch-size", 2, "--set", "cluster.flush_interval_s=0.3", "--set", "cluster.shard_size=4")
+LIGHT = ("--workers", 2, "--slots", 2, "--set", "cluster.flush_interval_s=0.3", "--set", "cluster.shard_size=4")
 LATE_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 SLOW = {"EZIGEN_TEST_SECONDS_PER_ITEM": "0.4"}
 
@@ -77,7 +77,7 @@ def test_personalize_makes_images_and_says_what_it_did(tmp_path, reporting_line:
     output = tmp_path / "out"
     command = reporting_line.run(
         *("personalize", catalog, output, "--model", model, "--adapter", model / "adapter"),
-        *("--image-encoder", model / "dinov2", "--steps", 3, "--workers", 1, "--batch-size", 2),
+        *("--image-encoder", model / "dinov2", "--steps", 3, "--workers", 1, "--slots", 2),
         *("--max-failed-share", 0.5, "--set", "sampler.loops.min_loops=1", "--set", "sampler.loops.max_loops=1"),
     )
     assert command.process.returncode == 0, command.stderr

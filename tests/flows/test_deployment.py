@@ -148,7 +148,7 @@ def test_a_cancelled_run_keeps_what_is_finished(tmp_path, deployed: Server, work
             "image_encoder": str(tiny_model / "dinov2"),
         },
         "sampler": {"num_steps": 60, "loops": {"stop": "fixed", "num_loops": 3}},
-        "cluster": {"num_workers": 1, "batch_size": 1, "flush_interval_s": 0.5, "grace_period_s": 5},
+        "cluster": {"num_workers": 1, "num_slots": 1, "flush_interval_s": 0.5, "grace_period_s": 5},
     }
     with deployed.client() as client:
         deployment = client.read_deployment_by_name(NAME)

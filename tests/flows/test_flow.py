@@ -37,7 +37,7 @@ from tasks.storage.lease import Lease, LeaseHeld, LeaseLost
 from tests.run.catalogs import assert_complete, write_catalog
 from tests.run.light import LightWorker
 
-CLUSTER = ClusterConfig(num_workers=1, batch_size=2, flush_interval_s=0.5)
+CLUSTER = ClusterConfig(num_workers=1, num_slots=2, flush_interval_s=0.5)
 GONE = "ftp://shop.invalid/cup.png"
 
 

@@ -128,7 +128,7 @@ def test_every_option_reaches_its_field():
         solver="ddpm",
         address="head:6379",
         workers=3,
-        batch_size=2,
+        slots=2,
         accelerator="cpu",
         allow_root=["/pictures"],
         retry_failed=True,
@@ -145,7 +145,7 @@ def test_every_option_reaches_its_field():
         2.0,
         "ddpm",
     )
-    assert (made.cluster.address, made.cluster.num_workers, made.cluster.batch_size, made.cluster.accelerator) == (
+    assert (made.cluster.address, made.cluster.num_workers, made.cluster.num_slots, made.cluster.accelerator) == (
         "head:6379",
         3,
         2,

@@ -28,7 +28,7 @@ def make_plan(inputs: CatalogInputs, sampler: SamplerConfig = SAMPLER) -> Catalo
 def run(inputs: CatalogInputs, worker: type[CatalogWorker] = LightWorker, **options) -> RunOutcome:
     """Plan and run under a lease, as the flow does."""
     output = RunOutput(inputs.output_uri)
-    cluster = options.pop("cluster", None) or ClusterConfig(num_workers=2, batch_size=2, shard_size=4)
+    cluster = options.pop("cluster", None) or ClusterConfig(num_workers=2, num_slots=2, num_ahead=2, shard_size=4)
     sampler = options.pop("sampler", SAMPLER)
     model = options.pop("model", ModelConfig())
     with Lease(output, "test", ttl_s=5, wait=inputs.if_busy == "wait") as lease:
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--worker", choices=WORKERS, default="light")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--shard", type=int, default=4)
     parser.add_argument("--flush", type=float, default=1.0)
     parser.add_argument("--grace", type=float, default=20.0)
@@ -63,7 +63,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     cluster = ClusterConfig(
         num_workers=options.workers,
-        batch_size=options.batch,
+        num_slots=options.slots,
+        num_ahead=2,
         shard_size=options.shard,
         flush_interval_s=options.flush,
         grace_period_s=options.grace,

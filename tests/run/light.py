@@ -3,37 +3,69 @@
 import hashlib
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ezigen.config import ErrorCode, ItemError
+from ezigen.engine import Counters
+from ezigen.engine.engine import Ended
 from ezigen.sampling import Request, Sample
-from tasks.actors import BatchReport, CatalogWorker
+from tasks.actors import CatalogWorker, ItemReport
 from tasks.catalog.rows import Item
+from tasks.cluster.worker import Withdrawn
 
 SECONDS_PER_ITEM = float(os.environ.get("EZIGEN_TEST_SECONDS_PER_ITEM", "0.02"))
 
 
-class LightGenerator:
-    """Draws noise that depends on the request alone, and writes down every key that it worked on."""
+class LightEngine:
+    """Draws noise that depends on the request alone, one image a step, and writes down every key that it worked on."""
 
-    def __init__(self, diary: Path | None) -> None:
+    def __init__(self, diary: Path | None = None) -> None:
+        self.counters = Counters()
         self._diary = diary
+        self._requests: list[Request] = []
 
-    def generate(self, requests: Sequence[Request]) -> list[Sample]:
-        samples = [self._draw(request) for request in requests]
+    @property
+    def num_held(self) -> int:
+        return len(self._requests)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._requests)
+
+    def add(self, request: Request) -> None:
+        self._requests.append(request)
+
+    def withdraw(self, max_requests: int) -> list[str]:
+        withdrawn = self._requests[1:][: -max_requests - 1 : -1]
+        self._requests = [request for request in self._requests if request not in withdrawn]
+        return [request.key for request in withdrawn]
+
+    def drain(self, drains: bool = True) -> None:
+        pass
+
+    def step(self) -> list[Ended]:
+        if not self._requests:
+            return []
+        request = self._requests.pop(0)
+        try:
+            sample = self._draw(request)
+        except ItemError as error:
+            return [Ended(request.key, error=error)]
+        self.counters.add("images")
+        self.counters.add("seconds.transfer", SECONDS_PER_ITEM)
         if self._diary is not None:
             with self._diary.open("a") as file:
-                file.writelines(f"{os.getpid()} {request.key}\n" for request in requests)
-        return samples
+                file.write(f"{os.getpid()} {request.key}\n")
+        return [Ended(request.key, sample)]
 
     @staticmethod
     def _draw(request: Request) -> Sample:
         time.sleep(SECONDS_PER_ITEM)
         if "[odd]" in request.prompt:
-            raise ArithmeticError("this prompt is odd")
+            raise ItemError(ErrorCode.GENERATION_FAILED, "ArithmeticError: this prompt is odd")
         seed = hashlib.sha256(f"{request.prompt}/{request.seed}".encode()).digest()[:8]
         pixels = np.random.default_rng(int.from_bytes(seed, "big")).integers(0, 255, (32, 32, 3), np.uint8)
         subject = np.asarray(request.subjects[0].rgb.resize((32, 32)))
@@ -52,9 +84,9 @@ class LightGenerator:
 
 
 class LightWorker(CatalogWorker):
-    def load_generator(self, num_slots: int) -> LightGenerator:  # noqa: ARG002
+    def load_engine(self) -> LightEngine:
         root = self.setup.maker.output.root
-        return LightGenerator(Path(root.path) / "diary" if root.scheme == "file" else None)
+        return LightEngine(Path(root.path) / "diary" if root.scheme == "file" else None)
 
     def load_scorer(self) -> None:
         return None
@@ -63,8 +95,8 @@ class LightWorker(CatalogWorker):
 class DoomedWorker(LightWorker):
     """Dies, as from a fault in native code, when it is given an item whose prompt says so."""
 
-    def run(self, items: Sequence[Item]) -> BatchReport:
-        if any("[kill]" in item.row.prompt for item in items):
+    def run(self, item: Item) -> ItemReport | Withdrawn:
+        if "[kill]" in item.row.prompt:
             time.sleep(0.5)  # see tests.run.toys.act
             os.kill(os.getpid(), 9)
-        return super().run(items)
+        return super().run(item)

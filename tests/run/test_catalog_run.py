@@ -25,7 +25,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 def cluster(**changes) -> ClusterConfig:
     address = ray.get_runtime_context().gcs_address
-    return ClusterConfig(**{"address": address, "num_workers": 2, "batch_size": 2, "shard_size": 4, **changes})
+    return ClusterConfig(
+        **{"address": address, "num_workers": 2, "num_slots": 2, "num_ahead": 2, "shard_size": 4, **changes}
+    )
 
 
 def inputs(tmp_path, catalog, **changes) -> CatalogInputs:
@@ -76,6 +78,8 @@ def test_every_row_ends_with_a_result_row(tmp_path, caplog):
     }
     assert record["measurements"]["num_workers"] == 2
     assert record["measurements"]["num_unet_calls"] == 70
+    assert record["measurements"]["worker_seconds"]["transfer"] == pytest.approx(7 * 0.02)
+    assert record["measurements"]["worker_seconds"]["read"] > 0
     last = seen[-1]
     assert (last.total, last.done, last.failed, last.in_flight) == (12, 7, 5, 0)
     assert [moment.finished for moment in seen] == sorted(moment.finished for moment in seen)
@@ -127,7 +131,7 @@ def test_the_same_run_on_s3_gives_the_same_rows_and_images(tmp_path, s3_folder):
 
 def test_a_row_that_kills_its_worker_is_condemned_alone(tmp_path):
     catalog = write_catalog(tmp_path, 12, prompts={5: "a cup that does [kill]"})
-    outcome = run(inputs(tmp_path, catalog), DoomedWorker, cluster=cluster(batch_size=3))
+    outcome = run(inputs(tmp_path, catalog), DoomedWorker, cluster=cluster(num_slots=3))
     assert (outcome.done, outcome.failed) == (11, 1)
     assert_complete(tmp_path / "out", 12, failed={"item-5"})
     row = resolved_rows(tmp_path / "out")["item-5"]
@@ -224,7 +228,7 @@ def test_a_contradiction_of_devices_is_refused(tmp_path):
         run(inputs(tmp_path, catalog), cluster=config, model=ModelConfig(device="cpu"))
 
 
-def test_other_workers_batches_and_order_give_the_same_images(tmp_path, tiny_model):
+def test_other_workers_mates_and_order_give_the_same_images(tmp_path, tiny_model):
     """With the real method on a tiny stack: one worker against two, another order, another number of mates."""
     sampler = SamplerConfig(num_steps=4, guidance_scale=2.0)
     catalog = write_catalog(tmp_path / "a", 5)
@@ -235,7 +239,7 @@ def test_other_workers_batches_and_order_give_the_same_images(tmp_path, tiny_mod
     def images(catalog_path, **changes):
         out = catalog_path.parent / "out"
         given = CatalogInputs(catalog_uri=str(catalog_path), output_uri=str(out))
-        config = cluster(batch_size=3, **changes)
+        config = cluster(num_slots=3, **changes)
         run(given, run_module.CatalogWorker, cluster=config, model=tiny_model, sampler=sampler)
         return image_hashes(out), resolved_rows(out)
 
@@ -246,6 +250,10 @@ def test_other_workers_batches_and_order_give_the_same_images(tmp_path, tiny_mod
     assert len(set(two.values())) == 5
     assert all(row.num_unet_calls > 8 and row.num_loops >= 3 for row in rows.values())
     assert all(row.preview_panels == row.num_loops + 3 for row in rows.values())
+    measured = run_record(tmp_path / "a")["measurements"]
+    assert measured["unet_calls"]["encode"] <= 5
+    assert measured["num_unet_calls"] >= sum(measured["unet_calls"].values())
+    assert 0 < measured["slot_occupancy"]["transfer"] <= 1
 
 
 @pytest.fixture(scope="session")

@@ -1,45 +1,65 @@
-"""A batch from pictures to rows, in this process: one bad item never costs its mates."""
+"""Items from pictures to rows, in this process: one bad item never costs its mates."""
 
 import hashlib
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from io import BytesIO
 
 import pytest
 from PIL import Image
 
-from ezigen.config import ErrorCode, ItemError
-from ezigen.sampling import Sample
+from ezigen.config import ConfigurationError, ErrorCode, ItemError
+from ezigen.engine import Counters, Ended
+from ezigen.sampling import Request, Sample
+from tasks.actors.engine_loop import EngineLoop
 from tasks.catalog.making import ImageMaker, MakerSettings
 from tasks.catalog.rows import CatalogRow, Item
-from tasks.cluster.worker import BatchTooLarge, WorkerBroken
+from tasks.cluster.worker import WorkerBroken
 from tasks.storage import Locations, RunOutput
 
 
 class Networks:
-    """A generator that obeys the prompts, and remembers how it was called."""
+    """An engine that obeys the prompts, one request a step."""
 
-    def __init__(self, max_images: int = 64) -> None:
-        self.max_images = max_images
-        self.slots: list[int] = []
-        self.calls: list[list[str]] = []
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.requests: list[Request] = []
 
-    def load(self, num_slots: int) -> "Networks":
-        self.slots.append(num_slots)
-        return self
+    @property
+    def num_held(self) -> int:
+        return len(self.requests)
 
-    def generate(self, requests) -> list[Sample]:
-        self.calls.append([request.prompt for request in requests])
-        if max(len(requests), self.slots[-1]) > self.max_images:
-            raise MemoryError("no room")
-        return [self._draw(request) for request in requests]
+    @property
+    def busy(self) -> bool:
+        return bool(self.requests)
+
+    def add(self, request) -> None:
+        if request.prompt == "refused":
+            raise ItemError(ErrorCode.ROW_INVALID, "not like this")
+        self.requests.append(request)
+
+    def withdraw(self, max_requests) -> list[str]:
+        keys = [request.key for request in self.requests if request.prompt == "wait"][:max_requests]
+        self.requests = [request for request in self.requests if request.key not in keys]
+        return keys
+
+    def drain(self, drains=True) -> None:
+        pass
+
+    def step(self) -> list[Ended]:
+        ready = next((request for request in self.requests if request.prompt != "wait"), None)
+        if ready is None:
+            time.sleep(0.01)
+            return []
+        self.requests.remove(ready)
+        if ready.prompt == "fault":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if ready.prompt == "item":
+            return [Ended(ready.key, error=ItemError(ErrorCode.GENERATION_FAILED, "the image is not finite"))]
+        return [Ended(ready.key, self._draw(ready))]
 
     @staticmethod
     def _draw(request) -> Sample:
-        if request.prompt == "odd":
-            raise ArithmeticError("division of a cup")
-        if request.prompt == "fault":
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        if request.prompt == "item":
-            raise ItemError(ErrorCode.GENERATION_FAILED, "the image is not finite")
         image = request.subjects[0].rgb.resize((16, 16))
         return Sample(
             key=request.key,
@@ -58,6 +78,8 @@ class Scorer:
     def score(self, _image, prompt, _subjects) -> dict[str, float]:
         if prompt == "no score":
             raise ValueError("cannot say")
+        if prompt == "score fault":
+            raise RuntimeError("CUDA error: out of its mind")
         return {"clip_t": 0.25}
 
 
@@ -80,25 +102,33 @@ def item(index: int, prompt: str = "a cup", subjects=("a.png",), **changes) -> I
 
 
 @pytest.fixture
-def make(tmp_path):
+def maker(tmp_path):
     picture(tmp_path)
 
-    def make(items, networks=None, **changes):
-        networks = networks or Networks()
+    def maker(**changes):
         settings = MakerSettings(
             **{
                 "locations": Locations(allowed_roots=(str(tmp_path),), base_uri=str(tmp_path)),
                 "output": RunOutput(str(tmp_path / "out")),
                 "run_id": "run-1",
-                "num_slots": 4,
                 "max_picture_side_px": 1000,
                 "max_picture_pixels": 100_000,
                 "preview_share": 1.0,
                 **changes,
             }
         )
-        maker = ImageMaker(settings, networks.load, Scorer(), worker="worker-9")
-        return maker.make(items)
+        loop = EngineLoop(lambda: (Networks(), Scorer()), capacity=8)
+        return ImageMaker(settings, loop.submit, worker="worker-9"), loop
+
+    return maker
+
+
+@pytest.fixture
+def make(maker):
+    def make(items, **changes):
+        made, _ = maker(**changes)
+        with ThreadPoolExecutor(8) as threads:
+            return list(threads.map(made.make, items))
 
     return make
 
@@ -129,7 +159,7 @@ def test_one_bad_item_never_costs_its_mates(make, tmp_path):
         item(4, subjects=("huge.png",)),
         item(5, subjects=("/etc/passwd",)),
         item(6, subjects=("ftp://x/y.png",)),
-        item(7, prompt="odd"),
+        item(7, prompt="refused"),
         item(8, prompt="item"),
         item(9, prompt="no score"),
     ]
@@ -143,44 +173,61 @@ def test_one_bad_item_never_costs_its_mates(make, tmp_path):
         ErrorCode.IMAGE_TOO_LARGE,
         ErrorCode.LOCATION_DENIED,
         ErrorCode.LOCATION_UNKNOWN_SCHEME,
-        ErrorCode.GENERATION_FAILED,
+        ErrorCode.ROW_INVALID,
         ErrorCode.GENERATION_FAILED,
         None,
     ]
     assert rows[2].error_message.startswith("text.png: ")
-    assert rows[7].error_message == "ArithmeticError: division of a cup"
+    assert rows[7].error_message == "not like this"
     assert rows[8].error_message == "the image is not finite"
     assert rows[9].scores == {}
 
 
-def test_a_failing_batch_is_tried_item_by_item(make):
-    networks = Networks()
-    rows = make([item(0), item(1, prompt="odd"), item(2)], networks)
-    assert [row.status for row in rows] == ["done", "failed", "done"]
-    assert networks.calls == [["a cup", "odd", "a cup"], ["a cup"], ["odd"], ["a cup"]]
-
-
-def test_out_of_memory_reduces_the_slots(make):
-    networks = Networks(max_images=2)
-    with pytest.raises(BatchTooLarge, match="4 images"):
-        make([item(index) for index in range(4)], networks)
-    assert networks.slots == [4, 2]
-
-    networks = Networks(max_images=1)
-    (row,) = make([item(0)], networks)
-    assert row.status == "done"
-    assert networks.slots == [4, 2, 1]
-
-    networks = Networks(max_images=0)
-    with pytest.raises(BatchTooLarge):
-        make([item(0)], networks)
-
-
-def test_a_device_fault_condemns_the_process_not_the_item(make):
-    torch = pytest.importorskip("torch")
-    assert torch.AcceleratorError
+def test_an_engine_that_breaks_condemns_the_process_not_the_items(maker):
+    made, loop = maker()
     with pytest.raises(WorkerBroken, match="illegal memory access"):
-        make([item(0), item(1, prompt="fault")])
+        made.make(item(0, prompt="fault"))
+    with pytest.raises(WorkerBroken, match="illegal memory access"):
+        made.make(item(1))
+    assert loop.withdraw(1) == 0
+
+
+def test_everything_that_an_engine_held_breaks_with_it(maker):
+    made, _ = maker()
+    with ThreadPoolExecutor(3) as threads:
+        waiting = [threads.submit(made.make, item(index, prompt="wait")) for index in range(2)]
+        time.sleep(0.1)
+        fault = threads.submit(made.make, item(2, prompt="fault"))
+        for future in (*waiting, fault):
+            with pytest.raises(WorkerBroken):
+                future.result(10)
+
+
+def test_a_device_that_fails_while_scoring_condemns_the_process(maker):
+    made, _ = maker()
+    with pytest.raises(WorkerBroken, match="out of its mind"):
+        made.make(item(0, prompt="score fault"))
+
+
+def test_an_engine_that_cannot_start_says_why():
+    def start():
+        raise ConfigurationError("model: there is none")
+
+    with pytest.raises(ConfigurationError, match="there is none"):
+        EngineLoop(start, capacity=1)
+
+
+def test_items_that_were_hardly_begun_can_be_withdrawn(maker):
+    made, loop = maker()
+    with ThreadPoolExecutor(3) as threads:
+        waiting = [threads.submit(made.make, item(index, prompt="wait")) for index in range(3)]
+        time.sleep(0.2)
+        assert loop.withdraw(2) == 2
+        done, _ = wait(waiting, 10, FIRST_COMPLETED)
+        assert all(future.result() is None for future in done)
+        assert loop.withdraw(5) == 1
+    assert [future.result() for future in waiting] == [None] * 3
+    assert made.make(item(3)).status == "done"
 
 
 def test_an_image_that_cannot_be_stored_is_a_storage_error(make, tmp_path):
@@ -214,6 +261,8 @@ def test_previews_are_kept_for_a_share_that_does_not_change(make):
     assert not [row for row in make(items, preview_share=0.0) if row.preview or row.preview_panels]
 
 
-def test_seconds_add_up_to_the_batch(make):
-    rows = make([item(0), item(1, subjects=("missing.png",))])
-    assert rows[0].seconds == pytest.approx(rows[1].seconds)
+def test_seconds_are_the_items_own(maker):
+    made, _ = maker()
+    row = made.make(item(0))
+    counts = made.counts()
+    assert 0 < row.seconds <= counts["seconds.read"] + counts["seconds.store"] + 0.1

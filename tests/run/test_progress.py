@@ -85,12 +85,25 @@ def test_nothing_is_written_after_the_check_says_no(tmp_path):
 
 def test_measurements_tell_networks_from_the_rest():
     measurements = Measurements()
-    measurements.add("worker-1", (row(0), row(1, status="failed")), {"generate": 9.0, "read": 0.5, "idle": 3.0})
-    measurements.add("worker-2", (row(2, num_unet_calls=5),), {"generate": 0.5, "load": 4.0})
+    measurements.add(row(0), {"seconds.transfer": 9.0, "seconds.planning": 0.4, "seconds.idle": 3.0})
+    measurements.add(row(1, status="failed"), {"filled.transfer": 6, "slot_steps.transfer": 8, "hits.sketch": 3})
+    measurements.add(row(2, num_unet_calls=5), {"seconds.score": 0.5, "seconds.waiting": 0.1, "misses.sketch": 1})
+    measurements.add(row(3), {"unet_calls.sketch": 4, "unet_calls.transfer": 12, "seconds.load": 4.0, "halvings": 1})
     found = measurements.to_dict(4.0, 2, "cpu")
-    assert (found["images"], found["images_per_s"], found["num_unet_calls"]) == (2, 0.5, 5)
+    assert (found["images"], found["images_per_s"], found["num_unet_calls"]) == (3, 0.75, 5)
     assert found["share_outside_networks"] == 0.05
-    assert found["worker_seconds"] == {"generate": 9.5, "idle": 3.0, "load": 4.0, "read": 0.5}
+    assert found["worker_seconds"] == {
+        "idle": 3.0,
+        "load": 4.0,
+        "planning": 0.4,
+        "score": 0.5,
+        "transfer": 9.0,
+        "waiting": 0.1,
+    }
+    assert found["unet_calls"] == {"sketch": 4, "transfer": 12}
+    assert found["slot_occupancy"] == {"transfer": 0.75}
+    assert found["cache_hit_share"] == {"sketch": 0.75}
+    assert found["slots_halved"] == 1
 
 
 def test_an_outcome_speaks_for_itself():
