@@ -169,9 +169,13 @@ def test_a_stopped_run_goes_on_where_it_ended_even_beside_damaged_pairs(
     assert {name: modified(store)[name] for name in times} == times  # nothing was made twice
 
 
-def test_a_run_ends_at_its_budget_and_a_larger_one_lets_it_go_on(pairs, reference, tmp_path, tiny_folder, ray_address):
+def test_a_run_ends_at_its_budget_and_a_larger_one_lets_it_go_on(pairs, tmp_path, tiny_folder, ray_address):
+    # Batches that are mostly filled up make a shard take longer than its report takes to the driver, as real ones do.
+    slow = {"batch_size": 64}
+    reference = tmp_path / "reference"
+    Stage(pairs, reference, tiny_folder, **slow).make_here()
     store, cluster = tmp_path / "store", RayConfig(address=ray_address, num_workers=1)
-    stage = Stage(pairs, store, tiny_folder)
+    stage = Stage(pairs, store, tiny_folder, **slow)
     whole = sum(path.stat().st_size for path in reference.glob("*/*.parquet")) / 2**30
     plan = stage.plan()
 
