@@ -67,7 +67,8 @@ def test_the_packaged_weights_can_be_trained_further(tmp_path: Path, monkeypatch
     monkeypatch.setattr(adapters, "SHEET_PRODUCTS", ("pineapple",))
     work = tmp_path / "work"
     world = WorldConfig(pictures=pictures_folder(), num_backgrounds=2)
-    joint = JointConfig(num_subjects=2, num_idle=1, minutes=SECONDS)
+    # One step has to show, on however slow a machine: no warm-up, and no average that takes a while to move.
+    joint = JointConfig(num_subjects=2, num_idle=1, minutes=SECONDS, warmup_steps=1, ema_decay=0.0, lr=5e-3)
     config = RecipeConfig(world=world, work=work, precision="float32", unet=UnetConfig(num_latents=100), joint=joint)
     unpack_weights(weights_folder(), work)
     PHASES["latents"](config)
