@@ -35,6 +35,10 @@ class CatalogInputs(Config):
         default="refuse",
         description="What to do when another run holds the output: refuse at once, or wait for it to end.",
     )
+    image_format: Literal["png", "jpeg", "webp"] = Field(
+        default="png", description="How images are stored from now on; those that are there stay as they are."
+    )
+    image_quality: int = Field(default=90, ge=1, le=100, description="Of jpeg and webp; png loses nothing.")
     max_previews: int = Field(
         default=2000,
         ge=0,

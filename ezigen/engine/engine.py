@@ -98,7 +98,7 @@ class Engine:
         self.limits = limits or EngineLimits()
         self.counters = Counters()
         self._noise = NoiseSource()
-        self._runner = Runner(networks, sampler, self._noise)
+        self._runner = Runner(networks, sampler, self._noise, self.counters)
         self._on_call = on_call
         self._num_slots = self.limits.num_slots
         self._decode_slots = self.limits.decode_slots

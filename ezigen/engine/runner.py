@@ -1,7 +1,8 @@
 """Carries out what the planner decides, on the networks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -10,15 +11,19 @@ from torch import Tensor
 from ezigen.adapters.attach import AdapterSet, SubjectKV
 from ezigen.config import SamplerConfig
 from ezigen.diffusion import NoiseSource
+from ezigen.engine.counters import Counters
 from ezigen.engine.lanes import StepLane
 from ezigen.engine.planner import Lane
 from ezigen.engine.work import Guide, Passage, SubjectJob
+from ezigen.models.flop import FlopMeter
 from ezigen.models.image_encoder import ImageEncoder
 from ezigen.models.pixels import to_image
 from ezigen.models.stack import Stack, decode_latents, encode_prompts
 from ezigen.sampling.subjects import encode_subject
 from ezigen.subject import SubjectEncoder, SubjectFeatures
 from ezigen.subject.foreground import drop_masked
+
+ResultT = TypeVar("ResultT")
 
 MAX_LANES = 8
 """Denoising lanes whose slots stay allocated."""
@@ -45,9 +50,14 @@ class Decoded:
 
 
 class Runner:
-    """One network call at a time. Raises what torch raises; nothing of a failed call is kept."""
+    """One network call at a time. Raises what torch raises; nothing of a failed call is kept.
 
-    def __init__(self, networks: Networks, sampler: SamplerConfig, noise: NoiseSource) -> None:
+    Counts flop.PART of every call: what filled slots cost, not what was computed for empty ones.
+    """
+
+    def __init__(self, networks: Networks, sampler: SamplerConfig, noise: NoiseSource, counters: Counters) -> None:
+        self._counters = counters
+        self._flop = FlopMeter()
         self._networks = networks
         self._stack = networks.stack
         self._sampler = sampler
@@ -57,11 +67,14 @@ class Runner:
 
     def encode_text(self, prompt: str) -> Tensor:
         """Text embeddings (1, L, D)."""
-        return encode_prompts(self._stack, [prompt])
+        return self._counted("text", (), lambda: encode_prompts(self._stack, [prompt]))
 
     @torch.no_grad()
     def encode_subject(self, job: SubjectJob) -> SubjectKV:
         """Keys and values of all its pictures, joined along the tokens and padded to one of few lengths."""
+        return self._counted("encode", len(job.pictures), lambda: self._encode_subject(job))
+
+    def _encode_subject(self, job: SubjectJob) -> SubjectKV:
         assert self._networks.adapters is not None
         size_px = self._stack.image_size_px
         features = [
@@ -82,7 +95,9 @@ class Runner:
 
     def denoise(self, lane: Lane, passages: Sequence[Passage | None]) -> None:
         """One step of every passage, by slot."""
-        self._lane(lane, len(passages)).step(passages)
+        slots = self._lane(lane, len(passages))
+        filled = sum(passage is not None for passage in passages) / len(passages)
+        self._counted(lane.kind.name.lower(), (lane, len(passages)), lambda: slots.step(passages), filled)
 
     def _lane(self, lane: Lane, num_slots: int) -> StepLane:
         slots = self._lanes.pop(lane, None)
@@ -109,10 +124,9 @@ class Runner:
         """Pictures of latents (1, c, h, w), by slot; all slots are computed."""
         empty = torch.zeros((1, *self._stack.latent_shape), device=self._stack.device)
         batch = torch.cat([empty if latent is None else latent for latent in latents])
-        pixels = decode_latents(self._stack, batch).clamp(-1, 1)
-        patches = None
-        if with_patches and self._networks.stop_encoder is not None:
-            patches = self._networks.stop_encoder.patch_tokens(pixels.nan_to_num())
+        filled = sum(latent is not None for latent in latents) / len(latents)
+        shapes = (len(latents), with_patches)
+        pixels, patches = self._counted("decode", shapes, lambda: self._look(batch, with_patches), filled)
         finite = torch.isfinite(pixels).flatten(1).all(dim=1).tolist()
         return [
             None
@@ -122,6 +136,18 @@ class Runner:
             )
             for slot, latent in enumerate(latents)
         ]
+
+    def _look(self, latents: Tensor, with_patches: bool) -> tuple[Tensor, Tensor | None]:
+        """Pixels (S, 3, H, W) in [-1, 1] and patch tokens (S, N, D) of latents."""
+        pixels = decode_latents(self._stack, latents).clamp(-1, 1)
+        if not with_patches or self._networks.stop_encoder is None:
+            return pixels, None
+        return pixels, self._networks.stop_encoder.patch_tokens(pixels.nan_to_num())
+
+    def _counted(self, part: str, shapes: Hashable, call: Callable[[], ResultT], filled: float = 1.0) -> ResultT:
+        result, flop = self._flop((part, shapes), call)
+        self._counters.add(f"flop.{part}", flop * filled)
+        return result
 
 
 def shape_of(kv: SubjectKV) -> tuple[object, ...]:

@@ -1,6 +1,16 @@
 """Pictures in and out: decoding what strangers upload, encoding what is kept. Needs no torch."""
 
-from ezigen.images.encode import encode_png, thumbnail_strip
+from ezigen.images.encode import SUFFIXES, ImageFormat, encode_image, encode_png, thumbnail_strip
 from ezigen.images.picture import FORMATS, Picture, decode_picture, fit_square
 
-__all__ = ["FORMATS", "Picture", "decode_picture", "encode_png", "fit_square", "thumbnail_strip"]
+__all__ = [
+    "FORMATS",
+    "SUFFIXES",
+    "ImageFormat",
+    "Picture",
+    "decode_picture",
+    "encode_image",
+    "encode_png",
+    "fit_square",
+    "thumbnail_strip",
+]

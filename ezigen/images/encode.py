@@ -2,8 +2,28 @@
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Literal, TypeAlias
 
 from PIL import Image, ImageOps
+
+ImageFormat: TypeAlias = Literal["png", "jpeg", "webp"]
+
+SUFFIXES: dict[ImageFormat, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+"""How the name of an image file ends."""
+
+
+def encode_image(image: Image.Image, image_format: ImageFormat = "png", quality: int = 90) -> bytes:
+    """Bytes that depend on the pixels alone. quality (1 to 100) is that of JPEG, with full colour resolution, and WebP;
+    PNG loses nothing.
+    """
+    if image_format == "png":
+        return encode_png(image)
+    buffer = BytesIO()
+    plain = Image.new("RGB", image.size)
+    plain.paste(image)
+    extra = {"subsampling": 0} if image_format == "jpeg" else {"method": 4}
+    plain.save(buffer, format=image_format, quality=quality, **extra)
+    return buffer.getvalue()
 
 
 def encode_png(image: Image.Image) -> bytes:

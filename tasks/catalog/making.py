@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ezigen.config import ErrorCode, ItemError
-from ezigen.images import Picture, decode_picture, encode_png, thumbnail_strip
+from ezigen.images import ImageFormat, Picture, decode_picture, encode_image, thumbnail_strip
 from tasks.catalog.results import ResultRow, failed_row
 from tasks.catalog.rows import Item
 from tasks.cluster.worker import WorkerBroken
@@ -52,6 +52,8 @@ class MakerSettings:
     max_picture_pixels: int
     preview_share: float
     """Share of the items, chosen by their keys, that keep a preview strip."""
+    image_format: ImageFormat = "png"
+    image_quality: int = 90
 
     def wants_preview(self, item_key: str) -> bool:
         """Whether this item keeps a preview: the same answer in every process and every run with this share."""
@@ -135,7 +137,9 @@ class ImageMaker:
     def _store(self, item: Item, subjects: Sequence[Picture], made: Made, *, outside_since: float) -> ResultRow:
         sample, row, key = made.sample, item.row, item.item_key
         try:
-            stored = self._settings.output.write_image(key, encode_png(sample.image))
+            settings = self._settings
+            data = encode_image(sample.image, settings.image_format, settings.image_quality)
+            stored = settings.output.write_image(key, data, settings.image_format)
         except ItemError:
             raise
         except Exception as error:

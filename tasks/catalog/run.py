@@ -227,6 +227,8 @@ class _Execution:
                 max_picture_side_px=inputs.max_picture_side_px,
                 max_picture_pixels=inputs.max_picture_pixels,
                 preview_share=min(1.0, inputs.max_previews / max(1, run.plan.counts.rows)),
+                image_format=inputs.image_format,
+                image_quality=inputs.image_quality,
             ),
             num_slots=run.cluster.num_slots,
             num_ahead=run.cluster.num_ahead,

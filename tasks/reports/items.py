@@ -14,7 +14,7 @@ MAX_PICTURE_BYTES = 512 * 1024
 """A larger preview is not shown: one item must not crowd out the others."""
 
 MAX_TEXT_CHARS = 600
-_OWN_IMAGE = re.compile(r"images/([0-9a-f]{2})/\1[0-9a-f]{30}\.png")
+_OWN_IMAGE = re.compile(r"images/([0-9a-f]{2})/\1[0-9a-f]{30}(\.png|\.jpg|\.webp)")
 _KINDS = (
     (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png"),
@@ -121,16 +121,16 @@ def _outcome(rows: list[ResultRow], strings: _Strings) -> dict[str, list[Any]]:
         "message": [_cut(row.error_message or "") for row in rows],
         "finished": [round(row.finished_at.timestamp()) for row in rows],
         "panels": [row.preview_panels for row in rows],
-        "image": [int(_has_own_image(row)) for row in rows],
+        "image": [strings.place(_own_image_suffix(row)) for row in rows],
         "width": [row.width_px for row in rows],
         "height": [row.height_px for row in rows],
     }
 
 
-def _has_own_image(row: ResultRow) -> bool:
-    """Whether the image lies where the page will look for it: a path made of the key, never text from a row."""
+def _own_image_suffix(row: ResultRow) -> str | None:
+    """How its name ends if the image lies where the page will look for it: a path made of the key, never a row's text."""
     matched = _OWN_IMAGE.fullmatch(row.image_uri or "")
-    return matched is not None and row.item_key in matched.group()
+    return matched.group(2) if matched is not None and row.item_key in matched.group() else None
 
 
 def _cut(text: str) -> str:

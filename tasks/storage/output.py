@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ezigen.images import SUFFIXES, ImageFormat
 from tasks.catalog.results import ResultRow, from_batch, to_batch
 from tasks.storage.folder import OutputFolder
 from tasks.storage.shards import Shard, list_shards, read_shards
@@ -30,25 +31,25 @@ class StoredImage:
 class RunOutput(OutputFolder):
     """Where one catalog's results live.
 
-    run.json, images/<2 hex>/<item_key>.png, results/<run>-<shard>.parquet (written after its images), report.html.
+    run.json, images/<2 hex>/<item_key>.png (or .jpg, .webp), results/<run>-<shard>.parquet (written after its images), report.html.
     """
 
-    def image_path(self, item_key: str) -> str:
-        """Where an item's image lies, relative to the output. Made from the key alone, never from an id."""
+    def image_path(self, item_key: str, image_format: ImageFormat = "png") -> str:
+        """Where an item's image lies, relative to the output. Made from key and format alone, never from an id."""
         if not _KEY.fullmatch(item_key):
             raise ValueError(f"not an item key: {item_key[:40]!r}")
-        return f"images/{item_key[:2]}/{item_key}.png"
+        return f"images/{item_key[:2]}/{item_key}{SUFFIXES[image_format]}"
 
     @property
     def report_path(self) -> str:
         """Where the report lies, relative to the output."""
         return "report.html"
 
-    def write_image(self, item_key: str, png: bytes) -> StoredImage:
+    def write_image(self, item_key: str, data: bytes, image_format: ImageFormat = "png") -> StoredImage:
         """Stores an item's image atomically; storing it again replaces it."""
-        relative = self.image_path(item_key)
-        self.write(relative, png)
-        return StoredImage(uri=relative, sha256=hashlib.sha256(png).hexdigest(), num_bytes=len(png))
+        relative = self.image_path(item_key, image_format)
+        self.write(relative, data)
+        return StoredImage(uri=relative, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
 
     def write_results(self, run_id: str, shard_index: int, rows: Sequence[ResultRow]) -> str:
         """Stores one finished shard. From here on its items are done, so its images must have been stored before."""

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, features
 
 from ezigen.config import ErrorCode, ItemError
-from ezigen.images import decode_picture, encode_png, fit_square, thumbnail_strip
+from ezigen.images import decode_picture, encode_image, encode_png, fit_square, thumbnail_strip
 
 RED = (200, 30, 40)
 
@@ -199,6 +199,22 @@ def test_png_depends_on_pixels_alone():
     with_facts = Image.open(BytesIO(encode(image, "PNG", dpi=(300, 300))))
     assert encode_png(image) == encode_png(with_facts)
     assert np.array_equal(np.asarray(Image.open(BytesIO(encode_png(image)))), np.asarray(image))
+
+
+@pytest.mark.parametrize(("image_format", "largest"), [("png", 0), ("jpeg", 40), ("webp", 60)])
+def test_image_formats(image_format, largest):
+    image = disc("RGB")
+    data = encode_image(image, image_format, 95)
+    again = Image.open(BytesIO(data))
+    assert again.format == image_format.upper()
+    assert np.abs(np.asarray(again.convert("RGB"), int) - np.asarray(image)).max() <= largest
+    assert encode_image(Image.open(BytesIO(encode(image, "PNG", dpi=(300, 300)))), image_format, 95) == data
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "webp"])
+def test_quality_is_paid_for_in_bytes(image_format):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    assert len(encode_image(noise, image_format, 95)) > 1.5 * len(encode_image(noise, image_format, 40))
 
 
 def test_thumbnail_strip():

@@ -128,7 +128,7 @@ def test_hostile_text_stays_text(tmp_path, page):
     assert hostile.data["columns"]["message"][1] == HOSTILE
     assert HOSTILE in hostile.text
     assert str(1237 * 1237) not in hostile.text  # 7 * 7 would also be a minute of the page's clock
-    assert hostile.data["columns"]["image"] == [0, 0]
+    assert hostile.data["columns"]["image"] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,17 @@ def test_hostile_text_stays_text(tmp_path, page):
 )
 def test_only_an_items_own_image_is_linked(tmp_path, uri):
     page = open_page(make_output(tmp_path / "o", [replace(make_row(0), image_uri=uri), make_row(1)]))
-    assert page.data["columns"]["image"] == [0, 1]
+    nothing, suffix = page.data["columns"]["image"]
+    assert nothing is None
+    assert page.data["strings"][suffix] == ".png"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_an_image_is_linked_in_its_format(tmp_path, suffix):
+    row = make_row(1)
+    page = open_page(make_output(tmp_path / "o", [replace(row, image_uri=row.image_uri.replace(".png", suffix))]))
+    (place,) = page.data["columns"]["image"]
+    assert page.data["strings"][place] == suffix
 
 
 def test_the_latest_attempt_counts(tmp_path):

@@ -147,6 +147,13 @@ def test_a_done_row_describes_its_stored_image(make, tmp_path):
     assert strip.width == 5 * strip.height
 
 
+@pytest.mark.parametrize(("image_format", "suffix"), [("jpeg", ".jpg"), ("webp", ".webp")])
+def test_images_are_stored_in_the_wanted_format(make, tmp_path, image_format, suffix):
+    (row,) = make([item(0)], image_format=image_format, image_quality=80)
+    assert row.image_uri.endswith(suffix)
+    assert Image.open(tmp_path / "out" / row.image_uri).format == image_format.upper()
+
+
 def test_one_bad_item_never_costs_its_mates(make, tmp_path):
     (tmp_path / "text.png").write_text("no picture at all")
     (tmp_path / "tiny.png").write_bytes((tmp_path / picture(tmp_path, "t.png", (1, 1))).read_bytes())

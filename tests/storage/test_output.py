@@ -55,6 +55,13 @@ def test_images_are_named_by_key_alone(output):
     assert output.read(image.uri) == b"again"
 
 
+@pytest.mark.parametrize(("image_format", "suffix"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
+def test_an_image_is_named_after_its_format(output, image_format, suffix):
+    image = output.write_image(KEY, b"data", image_format)
+    assert image.uri == f"images/01/{KEY}.{suffix}"
+    assert output.read(image.uri) == b"data"
+
+
 @pytest.mark.parametrize("key", ["../../etc/passwd", "", KEY.upper(), KEY[:-1], KEY + "\n"])
 def test_what_is_no_key_names_no_image(output, key):
     with pytest.raises(ValueError, match="not an item key"):

@@ -89,7 +89,8 @@ function noPreview() {
 
 function fullPicture(item) {
   const key = columns.key[item];
-  return columns.image[item] ? `images/${key.slice(0, 2)}/${key}.png` : null;
+  const suffix = text("image", item);
+  return suffix ? `images/${key.slice(0, 2)}/${key}${suffix}` : null;
 }
 
 function facts(pairs) {
