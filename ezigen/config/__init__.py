@@ -4,7 +4,7 @@ This package imports neither torch nor diffusers, so that a deployment's schema,
 milliseconds instead of seconds.
 """
 
-from ezigen.config.catalog import CatalogInputs, ClusterConfig
+from ezigen.config.catalog import MOST_SLOTS, CatalogInputs, ClusterConfig
 from ezigen.config.errors import ConfigurationError, ErrorCode, ItemError
 from ezigen.config.evaluation import EvaluationConfig, EvaluationInputs
 from ezigen.config.features import FeatureConfig, FeatureInputs
@@ -27,6 +27,7 @@ from ezigen.config.training import (
 )
 
 __all__ = [
+    "MOST_SLOTS",
     "PRESETS",
     "TRAINING_PRESETS",
     "CatalogInputs",

@@ -58,14 +58,21 @@ class CatalogInputs(Config):
     )
 
 
+MOST_SLOTS = {"cpu": 4, "cuda": 64}
+"""Slots of a worker by device, when the number is not given: on a CPU more make no image come faster; on a GPU as many
+as fit into its memory, and no more, so that a short run still spreads over several GPUs.
+"""
+
+
 class ClusterConfig(RayConfig):
     """The Ray cluster and the workers on it that make images."""
 
     num_slots: int = Field(
-        default=4,
-        ge=1,
+        default=0,
+        ge=0,
         le=256,
-        description="Items that a worker denoises together. 4 fill a core; a GPU wants as many as its memory holds.",
+        description="Items that a worker denoises together; 0 is 4 on a CPU, and on a GPU up to 64, as its free memory "
+        "allows at start.",
     )
     num_ahead: int = Field(
         default=8,

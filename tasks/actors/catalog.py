@@ -24,13 +24,15 @@ logger = logging.getLogger(__name__)
 class WorkerSetup:
     """What a worker is made from: small, without tensors, the same for all workers of a run.
 
-    num_slots: items that the engine works on at a time; num_ahead: items that are read meanwhile.
+    num_slots: items that the engine works on at a time, or with fit_slots fewer, as the device's memory allows;
+    num_ahead: items that are read meanwhile.
     """
 
     model: ModelConfig
     sampler: SamplerConfig
     maker: MakerSettings
     num_slots: int
+    fit_slots: bool
     num_ahead: int
     num_threads: int
     secrets: SecretVariables
@@ -118,7 +120,7 @@ class CatalogWorker:
         setup = self.setup
         model = localize_model(setup.model, setup.maker.locations)
         limits = EngineLimits(num_slots=setup.num_slots, max_held=4 * (setup.num_slots + setup.num_ahead))
-        return load_engine(model, setup.sampler, limits)
+        return load_engine(model, setup.sampler, limits, fit_slots=setup.fit_slots)
 
     def load_scorer(self) -> ImageScorer | None:
         """The networks that score images."""

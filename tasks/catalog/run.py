@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError, ItemError, ModelConfig, SamplerConfig
+from ezigen.config import (
+    MOST_SLOTS,
+    CatalogInputs,
+    ClusterConfig,
+    ConfigurationError,
+    ItemError,
+    ModelConfig,
+    SamplerConfig,
+)
 from tasks.actors import CatalogWorker, ItemReport, WorkerSetup
 from tasks.catalog.making import MakerSettings
 from tasks.catalog.outcome import Measurements, RunOutcome, TooManyFailures
@@ -230,7 +238,8 @@ class _Execution:
                 image_format=inputs.image_format,
                 image_quality=inputs.image_quality,
             ),
-            num_slots=run.cluster.num_slots,
+            num_slots=_num_slots(run.cluster, workers),
+            fit_slots=run.cluster.num_slots == 0,
             num_ahead=run.cluster.num_ahead,
             num_threads=workers.num_threads,
             secrets=SecretVariables.of_process(),
@@ -240,7 +249,7 @@ class _Execution:
         cluster = self.run.cluster
         return PoolLimits(
             num_workers=workers.count,
-            num_slots=cluster.num_slots,
+            num_slots=_num_slots(cluster, workers),
             num_ahead=cluster.num_ahead,
             item_timeout_s=cluster.item_timeout_s,
             start_timeout_s=cluster.start_timeout_s,
@@ -315,6 +324,11 @@ class _Execution:
 def _sketch_of(item: Item) -> Hashable:
     """What items need to have in common to share a sketch, which is drawn from text alone."""
     return item.row.prompt, item.row.negative_prompt, item.row.seed
+
+
+def _num_slots(cluster: ClusterConfig, workers: WorkerPlan) -> int:
+    """Of a worker, at most: it may find that fewer fit into its device's memory."""
+    return cluster.num_slots or MOST_SLOTS[workers.device]
 
 
 def _num_items(plan: CatalogPlan) -> int:

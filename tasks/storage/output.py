@@ -31,7 +31,8 @@ class StoredImage:
 class RunOutput(OutputFolder):
     """Where one catalog's results live.
 
-    run.json, images/<2 hex>/<item_key>.png (or .jpg, .webp), results/<run>-<shard>.parquet (written after its images), report.html.
+    run.json, images/<2 hex>/<item_key>.png (or .jpg, .webp), results/<run>-<shard>.parquet (written after its images),
+    report.html.
     """
 
     def image_path(self, item_key: str, image_format: ImageFormat = "png") -> str:
