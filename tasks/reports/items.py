@@ -128,7 +128,7 @@ def _outcome(rows: list[ResultRow], strings: _Strings) -> dict[str, list[Any]]:
 
 
 def _own_image_suffix(row: ResultRow) -> str | None:
-    """How its name ends if the image lies where the page will look for it: a path made of the key, never a row's own."""
+    """How its name ends if the image lies where the page will look for it: a path made of the key."""
     matched = _OWN_IMAGE.fullmatch(row.image_uri or "")
     return matched.group(2) if matched is not None and row.item_key in matched.group() else None
 
