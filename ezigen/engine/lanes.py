@@ -113,7 +113,10 @@ class StepLane:
             else self._noise.noise(passage.seed, "step", passage.loop, passage.step.number, self._stack.latent_shape)
             for passage in passages
         ]
-        return torch.stack(noises).to(self._stack.device)
+        noise = torch.stack(noises)
+        if self._stack.device.type == "cuda":
+            return noise.pin_memory().to(self._stack.device, non_blocking=True)
+        return noise
 
 
 def _last_x0(passage: Passage | None, idle: Tensor) -> Tensor:

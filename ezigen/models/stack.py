@@ -65,6 +65,10 @@ def load_stack(model: str, *, device: str = "auto", dtype: str = "auto") -> Stac
     _check_fits_together(model, unet, vae, text_encoder)
     for network in (unet, vae, text_encoder):
         network.requires_grad_(False).eval().to(place)
+    if place.type == "cuda":
+        # Convolutions in half precision run on tensor cores without transposing first.
+        unet.to(memory_format=torch.channels_last)
+        vae.to(memory_format=torch.channels_last)
     downscale = 2 ** (len(vae.config.block_out_channels) - 1)
     return Stack(
         unet=unet,
