@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from ezigen.config import (
     PRESETS,
+    SPEEDS,
     TRAINING_PRESETS,
     CatalogInputs,
     ClusterConfig,
@@ -139,18 +140,20 @@ def build_parameters(
     sampler: Values,
     cluster: Values,
     preset: str = "auto",
+    speed: str | None = None,
     assignments: Sequence[str] = (),
 ) -> CatalogParameters:
     """Checked parameters of a catalog run; None means "not given". Assignments come last and win.
 
-    Raises ConfigurationError for an unknown preset or field and pydantic's ValidationError for a value out of bounds.
+    speed: of the preset; without one "balanced", but a preset that is named is taken as it is. Raises
+    ConfigurationError for an unknown preset, speed or field and pydantic's ValidationError for a value out of bounds.
     """
     values = {"inputs": _given(inputs), "model": _given(model), "sampler": {}, "cluster": _given(cluster)}
     overrides = [_parse_assignment(text, CATALOG_GROUPS) for text in assignments]
     for path, value in overrides:
         if path[0] == "model":
             _assign(values, path, value)
-    values["sampler"] = _preset_values(preset, values["model"]) | _given(sampler)
+    values["sampler"] = _preset_values(preset, speed, values["model"]) | _given(sampler)
     for path, value in overrides:
         _assign(values, path, value)
     return CatalogParameters(**cast("Any", _validate(CATALOG_GROUPS, values)))
@@ -271,11 +274,14 @@ def _given(values: Values) -> Values:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _preset_values(preset: str, model: Values) -> Values:
+def _preset_values(preset: str, speed: str | None, model: Values) -> Values:
+    speed = speed or ("balanced" if preset == "auto" else "exact")
+    if speed not in SPEEDS:
+        raise ConfigurationError(f"--speed {speed!r} is unknown; use one of {', '.join(SPEEDS)}.")
     name = preset_for(model.get("model", "mini")) if preset == "auto" else preset
     if name not in PRESETS:
         raise ConfigurationError(f"--preset {preset!r} is unknown; use one of auto, {', '.join(PRESETS)}.")
-    return PRESETS[name]().model_dump()
+    return SPEEDS[speed](PRESETS[name]()).model_dump()
 
 
 def _parse_assignment(text: str, groups: Groups) -> tuple[list[str], Any]:

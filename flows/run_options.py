@@ -46,6 +46,14 @@ class RunOptions:
     preset: Annotated[
         str, Option(help="auto, embedded, paper or released; auto fits the model.", rich_help_panel=SAMPLER)
     ] = "auto"
+    speed: Annotated[
+        str | None,
+        Option(
+            help="exact, balanced or draft: what the preset may save (docs/performance.md). Balanced, unless a preset "
+            "is named.",
+            rich_help_panel=SAMPLER,
+        ),
+    ] = None
     mode: Annotated[
         str | None, Option(help="iterative, decoupled, full_injection or text_only.", rich_help_panel=SAMPLER)
     ] = None
@@ -110,5 +118,6 @@ class RunOptions:
                 "accelerator": self.accelerator,
             },
             preset=self.preset,
+            speed=self.speed,
             assignments=self.assignments or (),
         )

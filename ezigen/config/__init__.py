@@ -11,7 +11,7 @@ from ezigen.config.features import FeatureConfig, FeatureInputs
 from ezigen.config.model import ModelConfig, StackConfig
 from ezigen.config.pairs import CocoSelection, PairConfig, PairInputs, VideoSelection
 from ezigen.config.pipeline import PipelineInputs
-from ezigen.config.presets import PRESETS, embedded, paper, released
+from ezigen.config.presets import PRESETS, SPEEDS, balanced, draft, embedded, exact, paper, released
 from ezigen.config.ray import RayConfig
 from ezigen.config.sampler import LoopConfig, SamplerConfig
 from ezigen.config.training import (
@@ -29,6 +29,7 @@ from ezigen.config.training import (
 __all__ = [
     "MOST_SLOTS",
     "PRESETS",
+    "SPEEDS",
     "TRAINING_PRESETS",
     "CatalogInputs",
     "ClusterConfig",
@@ -55,8 +56,11 @@ __all__ = [
     "TrainingConfig",
     "TrainingInputs",
     "VideoSelection",
+    "balanced",
+    "draft",
     "embedded",
     "embedded_monitoring",
+    "exact",
     "paper",
     "recommended_training",
     "released",

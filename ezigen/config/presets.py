@@ -34,4 +34,55 @@ def embedded() -> SamplerConfig:
     )
 
 
+# ---- Savings: each takes a sampler and returns one that costs less. What each of them loses is in docs/performance.md.
+
+
+def second_order(sampler: SamplerConfig, share: float = 0.72) -> SamplerConfig:
+    """DPM-Solver++ 2M with a share of the steps, at least 2. The split stays where it is on the way from noise."""
+    num_steps = max(2, round(share * sampler.num_steps))
+    return sampler.model_copy(update={"solver": "dpmpp_2m", "num_steps": num_steps})
+
+
+def guide_first(sampler: SamplerConfig, share: float = 0.5) -> SamplerConfig:
+    """Guidance for the sketch and the first share of each transfer; the last steps only refine what is there.
+
+    A timestep decides, not a count, so that the same noise levels are guided whatever the number of steps.
+    """
+    first_transfer = 1000 * sampler.num_transfer_steps / sampler.num_steps
+    return sampler.model_copy(update={"guidance_min_timestep": round(first_transfer * (1 - share))})
+
+
+def foreground_only(sampler: SamplerConfig) -> SamplerConfig:
+    """Adapters attend to the tokens that a picture's mask touches; a picture without a mask keeps all."""
+    return sampler.model_copy(update={"subject_tokens": "foreground"})
+
+
+def stop_by_latents(sampler: SamplerConfig, threshold: float = 0.87, max_loops: int | None = None) -> SamplerConfig:
+    """The stop test on latents, which needs neither the decoder nor an image encoder between loops."""
+    changes: dict[str, object] = {"measure": "latent", "threshold": threshold}
+    if max_loops is not None:
+        changes |= {"max_loops": max_loops, "min_loops": min(max_loops, sampler.loops.min_loops)}
+    return sampler.model_copy(update={"loops": sampler.loops.model_copy(update=changes)})
+
+
+# ---- Speeds: the savings together.
+
+
+def exact(sampler: SamplerConfig) -> SamplerConfig:
+    """The algorithm as it is."""
+    return sampler
+
+
+def balanced(sampler: SamplerConfig) -> SamplerConfig:
+    """Every saving whose loss cannot be measured."""
+    return foreground_only(guide_first(second_order(sampler)))
+
+
+def draft(sampler: SamplerConfig) -> SamplerConfig:
+    """To look at scenes and seeds before the run that counts."""
+    return stop_by_latents(foreground_only(guide_first(second_order(sampler, 0.4), 0.0)), max_loops=2)
+
+
 PRESETS: dict[str, Callable[[], SamplerConfig]] = {"paper": paper, "released": released, "embedded": embedded}
+
+SPEEDS: dict[str, Callable[[SamplerConfig], SamplerConfig]] = {"exact": exact, "balanced": balanced, "draft": draft}

@@ -21,12 +21,16 @@ class Estimate:
 
 
 def expected_unet_calls(sampler: SamplerConfig) -> float:
-    """UNet calls per image: each guidance branch counts one, encoding the subject counts one."""
-    branches = 2 if sampler.guidance_scale > 1 else 1
+    """UNet calls per image: each guidance branch counts one, encoding the subject counts one.
+
+    Where guidance begins and ends is known up to a step: the timesteps are taken to be evenly spaced.
+    """
+    timesteps = [1 + 1000 * left // sampler.num_steps for left in reversed(range(sampler.num_steps))]
+    calls = [1 + sampler.is_guided(t) for t in timesteps]
     if sampler.mode == "text_only":
-        return float(sampler.num_steps * branches)
+        return float(sum(calls))
     loops = _expected_loops(sampler) if sampler.mode == "iterative" else 0.0
-    return 1 + branches * (sampler.num_steps + loops * sampler.num_transfer_steps)
+    return 1 + sum(calls) + loops * sum(calls[sampler.num_sketch_steps :])
 
 
 def estimate(

@@ -213,6 +213,8 @@ def test_expected_calls_count_branches_loops_and_the_subject():
     assert expected_unet_calls(SamplerConfig(guidance_scale=1.0, loops=fixed)) == 1 + 50 + 2 * 20
     assert expected_unet_calls(SamplerConfig(mode="text_only")) == 100
     assert expected_unet_calls(SamplerConfig(mode="decoupled")) == 101
+    half = SamplerConfig(guidance_min_timestep=201, loops=fixed)  # 10 of the 20 timesteps 381 ... 1 are below
+    assert expected_unet_calls(half) == 1 + 60 + 3 * 30
     few = LoopConfig(min_loops=0, max_loops=4)
     assert expected_unet_calls(SamplerConfig(loops=few)) == 1 + 2 * (50 + 4 * 20)
     assert estimate(10, SAMPLER, Measured(), seconds_per_call=3.6).worker_hours == pytest.approx(

@@ -15,6 +15,8 @@ from ezigen.config import (
     RayConfig,
     SamplerConfig,
     StackConfig,
+    balanced,
+    draft,
     embedded,
     paper,
     released,
@@ -36,16 +38,20 @@ def parameters(**groups):
 
 
 @pytest.mark.parametrize(
-    ("preset", "model", "expected"),
+    ("preset", "speed", "model", "expected"),
     [
-        ("auto", "mini", embedded()),
-        ("auto", "sd21", paper()),
-        ("released", "mini", released()),
-        ("paper", "mini", paper()),
+        ("auto", None, "mini", balanced(embedded())),
+        ("auto", "exact", "mini", embedded()),
+        ("auto", None, "sd21", balanced(paper())),
+        ("auto", "draft", "sd21", draft(paper())),
+        ("released", None, "mini", released()),
+        ("paper", None, "mini", paper()),
+        ("paper", "balanced", "mini", balanced(paper())),
     ],
 )
-def test_preset_fits_the_model_unless_named(preset, model, expected):
-    assert parameters(preset=preset, model={"model": model}).sampler == expected
+def test_a_preset_that_is_named_is_taken_as_it_is(preset, speed, model, expected):
+    """And otherwise it fits the model, and is balanced."""
+    assert parameters(preset=preset, speed=speed, model={"model": model}).sampler == expected
 
 
 def test_flags_change_a_preset_and_assignments_win():
@@ -54,15 +60,16 @@ def test_flags_change_a_preset_and_assignments_win():
         cluster={"num_workers": 3},
         assignments=["sampler.loops.max_loops=4", "cluster.num_workers=2", 'inputs.allowed_roots=["/a", "/b"]'],
     )
-    assert made.sampler == embedded().model_copy(
-        update={"num_steps": 7, "loops": embedded().loops.model_copy(update={"max_loops": 4})}
+    expected = balanced(embedded())
+    assert made.sampler == expected.model_copy(
+        update={"num_steps": 7, "loops": expected.loops.model_copy(update={"max_loops": 4})}
     )
     assert made.cluster.num_workers == 2
     assert made.inputs.allowed_roots == ["/a", "/b"]
 
 
 def test_an_assigned_model_chooses_the_preset():
-    assert parameters(assignments=["model.model=sd21"]).sampler == paper()
+    assert parameters(assignments=["model.model=sd21"]).sampler == balanced(paper())
 
 
 def test_a_value_that_is_no_json_is_text():
@@ -92,6 +99,11 @@ def test_an_unknown_preset_names_the_known_ones():
         parameters(preset="fast")
 
 
+def test_an_unknown_speed_names_the_known_ones():
+    with pytest.raises(ConfigurationError, match="exact, balanced, draft"):
+        parameters(speed="fast")
+
+
 def test_invalid_values_are_told_one_by_one_with_field_bound_and_value():
     with pytest.raises(ValidationError) as caught:
         parameters(sampler={"num_steps": 0, "mode": "fast"})
@@ -110,7 +122,7 @@ def test_contradictions_name_their_group():
 def test_options_that_are_not_given_leave_the_defaults():
     made = RunOptions(catalog="c.csv", output="out").parameters()
     assert made.inputs == CatalogInputs(catalog_uri="c.csv", output_uri="out")
-    assert made.sampler == embedded()
+    assert made.sampler == balanced(embedded())
 
 
 def test_every_option_reaches_its_field():
@@ -271,7 +283,7 @@ def test_the_form_of_a_catalog_has_bounds_and_choices():
     sampler = schema["definitions"]["SamplerConfig"]["properties"]
     assert (sampler["num_steps"]["minimum"], sampler["num_steps"]["maximum"]) == (1, 1000)
     assert sampler["mode"]["enum"] == ["text_only", "full_injection", "decoupled", "iterative"]
-    assert schema["properties"]["sampler"]["default"] == embedded().model_dump()
+    assert schema["properties"]["sampler"]["default"] == balanced(embedded()).model_dump()
     assert next(iter(SamplerConfig.model_fields)) == "mode"
 
 
