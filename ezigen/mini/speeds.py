@@ -119,7 +119,10 @@ def run(variant: Variant, cases: Sequence[Case], bench: Bench, scorer: Scorer) -
     calls = sum(sample.num_unet_calls for sample in samples) / len(cases)
     # A diagnostic image is drawn like any other one: its evaluations cost what those of a sketch do.
     wasted = variant.num_wasted_calls
-    per_call = counts["flop.sketch"] / counts["unet_calls.sketch"], counts["seconds.sketch"] / counts["unet_calls.sketch"]
+    per_call = (
+        counts["flop.sketch"] / counts["unet_calls.sketch"],
+        counts["seconds.sketch"] / counts["unet_calls.sketch"],
+    )
     outcomes = measure(bench, scorer, cases, {"": [sample.image for sample in samples]})
     return Measured(
         gflop=(flop / len(cases) + wasted * per_call[0]) / 1e9,
@@ -202,7 +205,12 @@ def to_markdown(table: Table) -> str:
     for name, row in sorted(table.items(), key=lambda item: -item[1].gflop):
         shown = row.mean if name == REFERENCE else row.difference
         cells = (_with_interval(key, shown[key], signed=name != REFERENCE) for key in MEASURES)
-        costs = (f"{row.gflop:.0f}", f"{reference.gflop / row.gflop:.2f}x", f"{row.seconds:.2f}", f"{row.num_loops:.2f}")
+        costs = (
+            f"{row.gflop:.0f}",
+            f"{reference.gflop / row.gflop:.2f}x",
+            f"{row.seconds:.2f}",
+            f"{row.num_loops:.2f}",
+        )
         lines.append("| " + " | ".join((name, *costs, *cells)) + " |")
     return "\n".join(lines)
 
@@ -233,7 +241,9 @@ def to_chart(table: Table) -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for value in np.arange(math.ceil(y_low * 20) / 20, y_high, 0.05):
-        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#e4e4e0"/>')
+        parts.append(
+            f'<line x1="{left}" x2="{width - right}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#e4e4e0"/>'
+        )
         parts.append(f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end" fill="#555">{value:.2f}</text>')
     for gflop in (20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000):
         if x_low < math.log(gflop) < x_high:

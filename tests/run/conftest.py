@@ -10,9 +10,9 @@ from ezigen.config import ClusterConfig
 from tasks.cluster import connect
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """A Ray of this test session, with place for four light workers."""
+    """A Ray for the tests of a file, with place for four light workers; other files start one of their own."""
     with connect(ClusterConfig(num_workers=4, cpus_per_worker=1)) as cluster:
         yield cluster
 
