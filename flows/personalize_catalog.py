@@ -44,7 +44,7 @@ def personalize_catalog(
     Args:
         inputs: The catalog, the output folder, and what may be opened on the way.
         model: The Stable Diffusion stack, its adapter and its precision.
-        sampler: How one image is made, at first the fast preset of the embedded model. A changed value makes every item of the catalog a new item.
+        sampler: How one image is made: balanced, for the embedded model. A changed value makes every item a new item.
         cluster: The Ray cluster, the workers and their limits.
 
     """

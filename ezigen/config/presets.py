@@ -74,13 +74,13 @@ def exact(sampler: SamplerConfig) -> SamplerConfig:
 
 
 def balanced(sampler: SamplerConfig) -> SamplerConfig:
-    """Every saving whose loss cannot be measured."""
-    return foreground_only(guide_first(second_order(sampler)))
+    """The savings whose loss cannot be measured, together; the default."""
+    return guide_first(second_order(sampler))
 
 
 def draft(sampler: SamplerConfig) -> SamplerConfig:
     """To look at scenes and seeds before the run that counts."""
-    return stop_by_latents(foreground_only(guide_first(second_order(sampler, 0.4), 0.0)), max_loops=2)
+    return stop_by_latents(guide_first(second_order(sampler, 0.4), 0.0), max_loops=2)
 
 
 PRESETS: dict[str, Callable[[], SamplerConfig]] = {"paper": paper, "released": released, "embedded": embedded}

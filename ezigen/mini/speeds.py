@@ -2,7 +2,7 @@
 
 Every variant makes the same images of held-out products through the engine. Measured are identity and text following
 (see `ezigen.mini.evaluate`), floating-point operations per image, and CPU seconds of one thread. Differences to `exact`
-are paired, with 95 % bootstrap intervals over products. A variant that was measured before is read from the work folder.
+are paired, with 95 % bootstrap intervals over products. What was measured before is read from the work folder.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from ezigen.sampling import Sample
 
 MEASURES = ("dino", "product", "clip_t", "scene_margin")
 REFERENCE = "exact"
-AUTHORS = "the authors' procedure"
+AUTHORS = "authors"
 NUM_SLOTS = 4
 TITLES = {
     "dino": "DINO",
@@ -97,15 +97,15 @@ def variants() -> dict[str, Variant]:
     base = embedded()
     samplers = {
         REFERENCE: base,
-        "second order, 0.6 of the steps": second_order(base),
-        "guidance in the first half": guide_first(base),
-        "foreground tokens": foreground_only(base),
-        "stop test on latents": stop_by_latents(base),
         "balanced": balanced(base),
         "draft": draft(base),
+        "second order": second_order(base),
+        "guide first": guide_first(base),
+        "foreground": foreground_only(base),
+        "stop by latents": stop_by_latents(base),
     }
     made = {name: Variant(sampler) for name, sampler in samplers.items()}
-    return {AUTHORS: authors(), **made, "bf16": Variant(base, dtype="bf16")}
+    return {**made, AUTHORS: authors(), "bf16": Variant(base, dtype="bf16")}
 
 
 def run(variant: Variant, cases: Sequence[Case], bench: Bench, scorer: Scorer) -> Measured:
@@ -237,7 +237,8 @@ def to_chart(table: Table) -> str:
         return height - bottom - (value - y_low) / (y_high - y_low) * (height - top - bottom)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        'font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for value in np.arange(math.ceil(y_low * 20) / 20, y_high, 0.05):
@@ -258,9 +259,8 @@ def to_chart(table: Table) -> str:
         mean, low, high = row.mean["dino"]
         colour = PRESET_COLOUR if name in PRESETS_SHOWN else OTHER_COLOUR
         at = x(row.gflop)
-        parts.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}" stroke="{colour}" stroke-width="1.5"/>'
-        )
+        ends = f'x1="{at:.1f}" x2="{at:.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"'
+        parts.append(f'<line {ends} stroke="{colour}" stroke-width="1.5"/>')
         parts.append(f'<circle cx="{at:.1f}" cy="{y(mean):.1f}" r="5" fill="{colour}"/>')
         parts.append(f'<text x="{at + 9:.1f}" y="{y(mean) + 4:.1f}" fill="{colour}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>", ""])
