@@ -19,15 +19,12 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from shapes import build_stack
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ezigen.adapters import AdapterSet, attach_adapters
 from ezigen.config import OptimizerConfig, TrainingConfig
-from ezigen.diffusion import NoiseSchedule
-from ezigen.models import Stack, encode_pictures, encode_prompts, load_stack, resolve_folder, tokenize_prompts
-from ezigen.models.stack import choose_placement
+from ezigen.models import Stack, encode_pictures, encode_prompts, load_stack, tokenize_prompts
 from ezigen.subject import SUBJECT_PROMPT, SubjectEncoder, SubjectFeatures, encode_latents
 from ezigen.training import Learner, TrainBatch
 
@@ -36,51 +33,11 @@ CLASSES = ("dog", "cup", "shoe", "lamp")
 WANTED_RATIO = 3.0
 DIVISORS = {"quarter": 4, "half": 2}
 BATCH_SIZES = {"mini": 16, "quarter": 2, "half": 1}
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 def load_shape(shape: str, device: str) -> Stack:
     """The networks of a shape, in fp32."""
     return load_stack("mini", device=device, dtype="fp32") if shape == "mini" else build_stack(DIVISORS[shape], device)
-
-
-def build_stack(divisor: int, device: str) -> Stack:
-    """Stable Diffusion 2.1-base at 256 px with its channels divided, of random weights."""
-    torch.manual_seed(0)
-    place, dtype = choose_placement(device, "fp32")
-    tokenizer = CLIPTokenizer.from_pretrained(resolve_folder("mini") / "tokenizer", local_files_only=True)
-    text_width = 1024 // divisor
-    unet = UNet2DConditionModel(
-        sample_size=32,
-        block_out_channels=tuple(width // divisor for width in (320, 640, 1280, 1280)),
-        attention_head_dim=(5, 10, 20, 20),
-        cross_attention_dim=text_width,
-        use_linear_projection=True,
-        norm_num_groups=16,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=tuple(width // divisor for width in (128, 256, 512, 512)),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        norm_num_groups=16,
-        sample_size=256,
-    )
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=text_width,
-        intermediate_size=4 * text_width,
-        num_hidden_layers=23,
-        num_attention_heads=16 // divisor,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    networks = (unet, vae, CLIPTextModel(text_config))
-    for network in networks:
-        nn.Module.to(network.requires_grad_(False).eval(), place)
-    schedule = NoiseSchedule.from_config(SCHEDULE)
-    return Stack(*networks, tokenizer, schedule, 256, "random", place, dtype)
 
 
 class AuthorsStep:

@@ -252,17 +252,17 @@ def to_chart(table: Table) -> str:
             parts.append(f'<text {at} text-anchor="middle" fill="#555">{gflop}</text>')
     middle = (left + width - right) / 2
     parts.append(f'<text x="{middle}" y="{height - 12}" text-anchor="middle">GFLOP per image (logarithmic)</text>')
-    centre = (top + height - bottom) / 2
-    turned = f'transform="rotate(-90 16 {centre})"'
-    parts.append(f'<text x="16" y="{centre}" text-anchor="middle" {turned}>identity: DINO to the product</text>')
+    half_way = (top + height - bottom) / 2
+    turned = f'transform="rotate(-90 16 {half_way})"'
+    parts.append(f'<text x="16" y="{half_way}" text-anchor="middle" {turned}>identity: DINO to the product</text>')
     for name, row in table.items():
         mean, low, high = row.mean["dino"]
         colour = PRESET_COLOUR if name in PRESETS_SHOWN else OTHER_COLOUR
-        at = x(row.gflop)
-        ends = f'x1="{at:.1f}" x2="{at:.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"'
-        parts.append(f'<line {ends} stroke="{colour}" stroke-width="1.5"/>')
-        parts.append(f'<circle cx="{at:.1f}" cy="{y(mean):.1f}" r="5" fill="{colour}"/>')
-        parts.append(f'<text x="{at + 9:.1f}" y="{y(mean) + 4:.1f}" fill="{colour}">{escape(name)}</text>')
+        centre = x(row.gflop)
+        bar = f'x1="{centre:.1f}" x2="{centre:.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"'
+        parts.append(f'<line {bar} stroke="{colour}" stroke-width="1.5"/>')
+        parts.append(f'<circle cx="{centre:.1f}" cy="{y(mean):.1f}" r="5" fill="{colour}"/>')
+        parts.append(f'<text x="{centre + 9:.1f}" y="{y(mean) + 4:.1f}" fill="{colour}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

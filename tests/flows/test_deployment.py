@@ -15,7 +15,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelling
 
-from ezigen.config import embedded
+from ezigen.config import balanced, embedded
 from flows.build_pairs import build_pairs
 from flows.parameters import PipelineParameters
 from flows.personalize_catalog import personalize_catalog
@@ -107,7 +107,7 @@ def test_the_parameters_fit_the_flow_and_exist():
     given = personalize_catalog.validate_parameters(written["parameters"])
     assert (ROOT / given["inputs"].catalog_uri).is_file()
     assert given["model"].model == "mini"
-    assert given["sampler"] == embedded()
+    assert given["sampler"] == balanced(embedded())
 
 
 def test_the_form_refuses_what_the_flow_refuses(deployed):
