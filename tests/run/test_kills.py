@@ -149,6 +149,29 @@ def kill_ray(driver: Driver) -> list[psutil.Process]:
     return children
 
 
+def test_a_lone_worker_that_is_killed_is_replaced_and_every_item_is_done_once(tmp_path):
+    """With one worker there is no mate to take over: what it held waits for the next one."""
+    num_items = 14
+    catalog, output = write_catalog(tmp_path, num_items), tmp_path / "out"
+    driver = Driver(catalog, output, "--workers", "1", "--flush", "0.2")
+    driver.wait_for(1)
+    wait_until(lambda: resolved_rows(output), 30, "a stored row")
+    known = Known.of(output)
+    (lone,) = Computed(output).pids()
+    os.kill(lone, signal.SIGKILL)
+    outcome = driver.end()
+
+    assert (outcome["state"], outcome["total"]) == ("finished", num_items)
+    assert (outcome["done"], outcome["failed"]) == (num_items, 0)
+    assert_complete(output, num_items)
+    known.assert_not_computed_again(output)
+    assert len(Computed(output).pids() - {lone}) == 1
+    assert any(row.attempts == 2 for row in resolved_rows(output).values())  # it died at work
+    computed = Counter(Computed(output).keys())
+    assert set(computed) == {row.item_key for row in resolved_rows(output).values()}
+    assert computed.total() - num_items <= 4  # no more than the lone one held: two slots, two ahead
+
+
 def test_sigterm_to_the_process_group_drains_and_leaves_nothing_behind(tmp_path):
     catalog, output = write_catalog(tmp_path, NUM_ITEMS), tmp_path / "out"
     driver = Driver(catalog, output, "--flush", "600", "--shard", "1000")
