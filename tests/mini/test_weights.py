@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ezigen.config import LoopConfig, ModelConfig, SamplerConfig
+from ezigen.config import ModelConfig, SamplerConfig, embedded
 from ezigen.metrics import load_scorer
 from ezigen.mini import weights_folder
-from ezigen.mini.evaluate import judge_scores, make_cases
+from ezigen.mini.evaluate import PRODUCTS, judge_scores, make_cases
 from ezigen.mini.recipe.judge import Bench
 from ezigen.mini.recipe.vae import to_tensor
 from ezigen.mini.world.captions import describe
@@ -70,24 +71,33 @@ def test_scenes_are_the_ones_the_prompt_names(bench: Bench) -> None:
     assert np.mean(right) >= 0.8
 
 
-def test_the_subject_makes_the_image_more_like_itself() -> None:
-    loops = LoopConfig(stop="fixed", num_loops=2)
-    cases = make_cases(["pineapple", "penguin", "car", "hamburger"], SCENE_NAMES, 1)[::2]
+def test_transfer_shows_the_product_and_loops_show_it_better() -> None:
+    """As people get it: the shipped sampler. On twelve products in four scenes: 0.12, then 0.58, then 0.79.
+
+    Asked for is half of what these four gain, in one scene each. The iterative mode's first image is the decoupled one.
+    """
+    shown = {"pineapple", "wrapped gift", "backpack", "tropical fish"}
+    cases = [case for case in make_cases(PRODUCTS, SCENE_NAMES, 1)[::4] if case.variant.product.name in shown]
+    requests = [case.request for case in cases]
+    text_only = load_generator(MODEL, embedded().model_copy(update={"mode": "text_only"})).generate(requests)
+    iterative = load_generator(MODEL, embedded()).generate(requests)
     scorer = load_scorer(MODEL)
-    identity = {}
-    for mode in ("text_only", "iterative"):
-        generator = load_generator(MODEL, SamplerConfig(mode=mode, num_steps=12, guidance_scale=4.0, loops=loops))
-        samples = generator.generate([case.request for case in cases])
-        scores = [scorer.score(s.image, c.prompt, [c.subject]) for c, s in zip(cases, samples, strict=True)]
-        identity[mode] = float(np.mean([score["dino"] for score in scores]))
-    assert identity["iterative"] > identity["text_only"] + 0.05
+
+    def identity(images: list[Image.Image]) -> float:
+        scores = [scorer.score(i, c.prompt, [c.subject])["dino"] for c, i in zip(cases, images, strict=True)]
+        return float(np.mean(scores))
+
+    without = identity([sample.image for sample in text_only])
+    transferred = identity([sample.loops[0] for sample in iterative])
+    looped = identity([sample.image for sample in iterative])
+    assert transferred > without + 0.2
+    assert looped > transferred + 0.2
+    assert looped > 0.65
 
 
 def test_clip_finds_the_scene_of_a_picture(composer: Composer) -> None:
     clip = load_scorer(MODEL).clip
     assert clip is not None
-    from PIL import Image
-
     rng, right = np.random.default_rng(1), []
     for variant in composer.variants:
         prompts = clip.texts([describe(variant.product.subject_class, scene) for scene in SCENE_NAMES])
