@@ -22,19 +22,21 @@ from prefect.states import Failed
 
 import flows.personalize_catalog as personalization
 import tasks.catalog.run
-from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError
+from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError, ErrorCode
+from ezigen.mini import catalog_file
 from flows import endings, publishing, stages
 from flows.catalog_job import CatalogSummary, UnfinishedRun
 from flows.personalize_catalog import personalize_catalog
 from flows.progress import RunProgress
 from flows.publishing import PROGRESS_INTERVAL_S, ProgressPublisher, link_to
+from flows.run_options import RunOptions
 from flows.storage_block import EzigenS3, load_storage_options
 from flows.watching import current_watcher
 from tasks.catalog.outcome import RunOutcome
 from tasks.cluster.connection import ClusterLost
 from tasks.storage import Locations, RunOutput
 from tasks.storage.lease import Lease, LeaseHeld, LeaseLost
-from tests.run.catalogs import assert_complete, write_catalog
+from tests.run.catalogs import assert_complete, assert_stored_once, image_hashes, resolved_rows, write_catalog
 from tests.run.light import LightWorker
 
 CLUSTER = ClusterConfig(num_workers=1, num_slots=2, flush_interval_s=0.5)
@@ -128,6 +130,39 @@ def test_a_run_shows_its_state_counts_pictures_and_logs(tmp_path, reporting_here
     messages = [log.message for log in logs_of(flow_run_id)]
     assert {"tasks.catalog.run", "ezigen.worker", "flows.stages"} <= names
     assert any("6 rows: 5 to do" in message for message in messages)
+
+
+def test_the_sample_catalog_is_done_but_for_its_wrong_rows_and_then_there_is_nothing_to_do(tmp_path, reporting_here):
+    """What `make demo` runs, with the real model, in two denoising steps and one loop for the shipped preset's many."""
+    output = tmp_path / "demo"
+    few = ["sampler.loops.min_loops=0", "sampler.loops.max_loops=1"]
+    options = RunOptions(catalog=str(catalog_file()), output=str(output), steps=2, workers=1, assignments=few)
+    parameters = vars(options.parameters())
+    state = personalize_catalog(**parameters, return_state=True)
+    assert state.is_completed()
+    assert state.message == "36 done, 4 failed"
+    rows = resolved_rows(output)
+    assert {name: row.error_code for name, row in rows.items() if row.status == "failed"} == {
+        "wrong-missing-file": ErrorCode.IMAGE_MISSING,
+        "wrong-truncated-jpeg": ErrorCode.IMAGE_UNDECODABLE,
+        "wrong-text-as-png": ErrorCode.IMAGE_UNDECODABLE,
+        "wrong-unknown-scheme": ErrorCode.LOCATION_UNKNOWN_SCHEME,
+    }
+    assert_stored_once(output)
+    assert len(set(image_hashes(output).values())) == 36
+    assert all({"clip_t", "dino"} <= row.scores.keys() for row in rows.values() if row.status == "done")
+
+    kept = results_and_images(output)
+    again = personalize_catalog(**parameters, return_state=True)
+    assert again.is_completed()
+    assert again.message == "nothing to do: 36 done, 4 failed before"
+    assert results_and_images(output) == kept
+
+
+def results_and_images(output):
+    """Every file of them by its name: when it was written, and its bytes."""
+    files = [path for folder in ("results", "images") for path in (output / folder).rglob("*") if path.is_file()]
+    return {path.relative_to(output): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 @pytest.mark.parametrize(

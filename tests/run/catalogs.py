@@ -54,7 +54,12 @@ def assert_complete(output_folder: Path, num_items: int, failed: set[str] = froz
     rows = resolved_rows(output_folder)
     assert set(rows) == {f"item-{index}" for index in range(num_items)}
     assert {item_id for item_id, row in rows.items() if row.status == "failed"} == failed
-    done = [row for row in rows.values() if row.status == "done"]
+    assert_stored_once(output_folder)
+
+
+def assert_stored_once(output_folder: Path) -> None:
+    """Every done row has its image, no item has two of them, and nothing half-written lies around."""
+    done = [row for row in resolved_rows(output_folder).values() if row.status == "done"]
     for row in done:
         data = (output_folder / row.image_uri).read_bytes()
         assert hashlib.sha256(data).hexdigest() == row.image_sha256
