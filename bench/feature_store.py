@@ -38,7 +38,7 @@ from tasks.features import (
 from tasks.features.fp8 import error_bound
 from tasks.storage import OutputFolder
 
-# METHOD.md 1: how often, tokens, channels; in the order of registration.
+# The blocks of SD2.1-base: how often, tokens, channels; in the order of registration.
 _SHAPES = [
     ("down_blocks.0", 2, 4096, 320), ("down_blocks.1", 2, 1024, 640), ("down_blocks.2", 2, 256, 1280),
     ("up_blocks.1", 3, 256, 1280), ("up_blocks.2", 3, 1024, 640), ("up_blocks.3", 3, 4096, 320),

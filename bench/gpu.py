@@ -25,10 +25,8 @@ from ezigen.engine import NETWORK_PARTS, Engine, EngineLimits, Networks
 from ezigen.images import Picture
 from ezigen.models import Stack
 from ezigen.models.faults import is_out_of_memory
+from ezigen.models.peak import peak_flops
 from ezigen.sampling import Generator, Request
-
-PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125}
-"""Dense bf16, from the data sheets."""
 
 
 def make_requests(count: int, size_px: int) -> list[Request]:
@@ -46,12 +44,6 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Of a known GPU."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((1e12 * value for known, value in PEAK_TFLOPS.items() if known in name), None)
 
 
 def measure_engine(networks: Networks, sampler: SamplerConfig, slots: int) -> dict[str, float]:
@@ -146,7 +138,7 @@ def main() -> None:
             break
         best, fitting = max(best, made["images_per_s"]), slots
         show(f"images per second, {slots} slots against batch 1", made["images_per_s"], "1/s", baseline)
-        peak = peak_flops(stack.device)
+        peak = peak_flops(stack.device.type, str(stack.dtype).removeprefix("torch."))
         if peak is not None:
             show(f"FLOP utilisation, {slots} slots", made["flops"] / peak, "share", wanted="value >= 0.5")
         show(f"time inside the networks, {slots} slots", made["inside"], "share")

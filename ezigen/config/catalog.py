@@ -23,6 +23,11 @@ class CatalogInputs(Config):
         description="Folders and s3:// prefixes that the catalog's rows may read from. Empty: the catalog's own "
         "folder.",
     )
+    features_uri: str = Field(
+        default="",
+        description="Feature store whose subjects need not be encoded again: those of rows whose picture file and "
+        "class are, byte for byte, a stored subject's. Empty: every subject is encoded, once per worker.",
+    )
     retry_failed: bool = Field(default=False, description="Run items again whose last attempt failed.")
     limit: int = Field(default=0, ge=0, description="Do at most this many items of the missing ones; 0 does all.")
     max_failed_share: float = Field(
@@ -59,8 +64,8 @@ class CatalogInputs(Config):
 
 
 MOST_SLOTS = {"cpu": 4, "cuda": 64}
-"""Slots of a worker by device, when the number is not given: on a CPU more make no image come faster; on a GPU as many
-as fit into its memory, and no more, so that a short run still spreads over several GPUs.
+"""Slots of a worker by device, when the number is not given: on a CPU more gain little, and only in long runs; on a GPU
+as many as fit into its memory, and no more, so that a short run still spreads over several GPUs.
 """
 
 
@@ -80,6 +85,11 @@ class ClusterConfig(RayConfig):
         le=1024,
         description="Items that a worker holds beyond its slots: their pictures are read and their sketches drawn "
         "meanwhile.",
+    )
+    compile_unet: bool = Field(
+        default=False,
+        description="Compile the UNet for its few shapes (torch.compile): minutes at every worker's start, then faster "
+        "steps. For long runs on GPUs; on a CPU it needs a C++ compiler. The last digits of pixels may differ.",
     )
     shard_size: int = Field(default=64, ge=1, le=100_000, description="Result rows per stored shard.")
     flush_interval_s: float = Field(

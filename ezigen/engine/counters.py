@@ -15,8 +15,9 @@ class Counters:
     images · loops.N: images that needed N loops · slot_steps.LANE and filled.LANE: slots of the calls that were made,
     and those with a job in them · unet_calls.PHASE: UNet evaluations (each guidance branch and each encoded picture
     counting one) of encode, sketch and transfer · flop.PART: floating-point operations, both without empty slots ·
-    hits.CACHE and misses.CACHE of text, subject, sketch and item · seconds.PART: where the engine's time went ·
-    halvings: times that the slots were halved because memory ran out.
+    hits.CACHE and misses.CACHE of text, subject, features, sketch, item · seconds.PART: where the engine's time went ·
+    halvings: times that the slots were halved because memory ran out · compiled_shapes: shapes of the UNet's calls that
+    were compiled, in seconds.compile.
     """
 
     def __init__(self) -> None:

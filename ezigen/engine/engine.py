@@ -26,6 +26,7 @@ from ezigen.engine.runner import Decoded, Networks, Runner, num_bytes, shape_of
 from ezigen.engine.work import Guide, ItemJob, ItemKey, Passage, SketchJob, SketchKey, SubjectJob
 from ezigen.images import fit_square
 from ezigen.models.faults import is_device_fault, is_out_of_memory
+from ezigen.models.peak import peak_flops
 from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
 from ezigen.sampling.request import Request, Sample, StopReason
 
@@ -33,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 Job: TypeAlias = SubjectJob | SketchJob | ItemJob
 
-NETWORK_PARTS = ("text", "encode", "sketch", "transfer", "decode")
-"""Parts of the engine's time in which a network computes."""
+NETWORK_PARTS = ("text", "encode", "sketch", "transfer", "decode", "compile")
+"""Parts of the engine's time in which a network computes, or is compiled."""
 
 _DECODE = (Leg(Lane(Kind.DECODE)),)
 _ENCODE = (Leg(Lane(Kind.ENCODE)),)
@@ -51,6 +52,8 @@ class EngineLimits:
     cached_texts: int = 512
     cached_sketches: int = 1024
     cached_subject_bytes: float = 512 * 2**20
+    compiler: str | None = None
+    """A backend of torch.compile, such as inductor, for the UNet's denoising steps: at most MAX_COMPILED shapes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,7 @@ class Engine:
         self.limits = limits or EngineLimits()
         self.counters = Counters()
         self._noise = NoiseSource()
-        self._runner = Runner(networks, sampler, self._noise, self.counters)
+        self._runner = Runner(networks, sampler, self._noise, self.counters, compiler=self.limits.compiler)
         self._on_call = on_call
         self._num_slots = self.limits.num_slots
         self._decode_slots = self.limits.decode_slots
@@ -130,6 +133,11 @@ class Engine:
     def num_slots(self) -> int:
         """Samples per UNet call: the limit's, or less after memory ran out."""
         return self._num_slots
+
+    @property
+    def peak_flops(self) -> float | None:
+        """What the device could compute per second in the stack's precision; None where that is not known."""
+        return peak_flops(self.stack.device.type, str(self.stack.dtype).removeprefix("torch."))
 
     @property
     def busy(self) -> bool:
@@ -281,6 +289,8 @@ class Engine:
         if self._on_call is not None:
             self._on_call(call)
         kind = call.lane.kind
+        if kind in (Kind.SKETCH, Kind.TRANSFER):
+            self._enter(call)
         started = perf_counter()
         with self.counters.timed(kind.name.lower()):
             if kind is Kind.ENCODE:
@@ -297,15 +307,24 @@ class Engine:
         for job in call.jobs:
             assert isinstance(job, SubjectJob)
             job.kv = self._runner.encode_subject(job)
-            self.counters.add("unet_calls.encode", len(job.pictures))
+            self.counters.add("unet_calls.encode", job.num_to_encode)
+            if job.features:  # somebody looked for them
+                self.counters.add("hits.features", len(job.pictures) - job.num_to_encode)
+                self.counters.add("misses.features", job.num_to_encode)
+
+    def _enter(self, call: Call[Job]) -> None:
+        """Texts and subjects of jobs that are new in their slots; and with the first of a lane, its compiled UNet."""
+        if not call.entering:
+            return
+        with self.counters.timed(call.lane.kind.name.lower()):
+            self._runner.forget_lanes(self._planner.lanes)
+            for slot in call.entering:
+                if (job := call.slots[slot]) is not None:
+                    self._runner.enter(call.lane, len(call.slots), slot, _passage(job).guide)
+        self._runner.compile_step(call.lane, len(call.slots))
 
     def _denoise(self, call: Call[Job]) -> None:
         passages = [None if job is None else _passage(job) for job in call.slots]
-        if call.entering:
-            self._runner.forget_lanes(self._planner.lanes)
-        for slot in call.entering:
-            if (passage := passages[slot]) is not None:
-                self._runner.enter(call.lane, len(call.slots), slot, passage.guide)
         self._runner.denoise(call.lane, passages)
         name = call.lane.kind.name.lower()
         self._count_slots(call, name)
@@ -381,7 +400,9 @@ class Engine:
         subject = self._subjects.get(key) or self._open_subjects.get(key)
         self.counters.add("hits.subject" if subject else "misses.subject")
         if subject is None:
-            subject = self._open_subjects[key] = SubjectJob(key, request.subjects, request.subject_class)
+            subject = self._open_subjects[key] = SubjectJob(
+                key, request.subjects, request.subject_class, request.features
+            )
             self._planner.add(subject, _ENCODE)
         item.subject = subject
         if subject.kv is None:

@@ -1,6 +1,7 @@
 """The slots of denoising lanes, as tensors that stay where they are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class StepLane:
         self._noise = noise
         self._guided = lane.guided
         self.num_slots = num_slots
+        self._unet: Callable[..., Any] = stack.unet
         self._idle = torch.zeros((1, *stack.latent_shape), device=stack.device)
         self._text: Tensor | None = None
         self._subject: SubjectKV | None = None
@@ -50,6 +52,21 @@ class StepLane:
         if guide.subject is not None:
             self._subject = self._subject or _empty_slots(guide.subject, self.num_slots)
             _copy(guide.subject, self._subject, slot)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the UNet is called through torch.compile."""
+        return self._unet is not self._stack.unet
+
+    def compile(self, backend: str | None) -> None:
+        """From now on the UNet is called through torch.compile, made for this lane's shapes at the next call."""
+        unet = self._stack.unet
+        self._unet = unet if backend is None else torch.compile(unet, backend=backend, dynamic=False)
+
+    @torch.no_grad()
+    def call_idle(self) -> None:
+        """The network call of a step, on latents of nobody. At least one sample has entered."""
+        self._predict(self._idle.repeat(self.num_slots, 1, 1, 1), self._timesteps([1] * self.num_slots))
 
     @torch.no_grad()
     def step(self, passages: Sequence[Passage | None]) -> None:
@@ -85,7 +102,7 @@ class StepLane:
         return negative + self._sampler.guidance_scale * (positive - negative)
 
     def _call_unet(self, inputs: Tensor, t: Tensor) -> Tensor:
-        output: Tensor = self._stack.unet(inputs, t, self._text, return_dict=False)[0]
+        output: Tensor = self._unet(inputs, t, self._text, return_dict=False)[0]
         return output.float()
 
     def _solve(

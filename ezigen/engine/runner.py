@@ -1,7 +1,9 @@
 """Carries out what the planner decides, on the networks."""
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TypeVar
 
 import torch
@@ -15,15 +17,21 @@ from ezigen.engine.counters import Counters
 from ezigen.engine.lanes import StepLane
 from ezigen.engine.planner import Lane
 from ezigen.engine.work import Guide, Passage, SubjectJob
+from ezigen.models.faults import is_device_fault, is_out_of_memory
 from ezigen.models.flop import FlopMeter
 from ezigen.models.image_encoder import ImageEncoder
 from ezigen.models.pixels import to_image
 from ezigen.models.stack import Stack, decode_latents, encode_prompts
-from ezigen.sampling.subjects import encode_subject
+from ezigen.sampling.subjects import encode_subject, keep_tokens
 from ezigen.subject import SubjectEncoder, SubjectFeatures
 from ezigen.subject.foreground import drop_masked
 
+logger = logging.getLogger(__name__)
+
 ResultT = TypeVar("ResultT")
+
+MAX_COMPILED = 8
+"""Shapes that the UNet is compiled for; later ones run as they are. PyTorch itself keeps no more of one function."""
 
 MAX_LANES = 8
 """Denoising lanes whose slots stay allocated."""
@@ -55,8 +63,19 @@ class Runner:
     Counts flop.PART of every call: what filled slots cost, not what was computed for empty ones.
     """
 
-    def __init__(self, networks: Networks, sampler: SamplerConfig, noise: NoiseSource, counters: Counters) -> None:
+    def __init__(
+        self,
+        networks: Networks,
+        sampler: SamplerConfig,
+        noise: NoiseSource,
+        counters: Counters,
+        *,
+        compiler: str | None = None,
+    ) -> None:
+        """compiler: a backend of torch.compile for the UNet's denoising steps; None runs them as they are."""
         self._counters = counters
+        self._compiler = compiler
+        self._compiled: set[Hashable] = set()
         self._flop = FlopMeter()
         self._networks = networks
         self._stack = networks.stack
@@ -72,20 +91,23 @@ class Runner:
     @torch.no_grad()
     def encode_subject(self, job: SubjectJob) -> SubjectKV:
         """Keys and values of all its pictures, joined along the tokens and padded to one of few lengths."""
-        return self._counted("encode", len(job.pictures), lambda: self._encode_subject(job))
+        return self._counted("encode", (len(job.pictures), job.num_to_encode), lambda: self._encode_subject(job))
 
     def _encode_subject(self, job: SubjectJob) -> SubjectKV:
         assert self._networks.adapters is not None
-        size_px = self._stack.image_size_px
-        features = [
-            encode_subject(self._subject_encoder, picture, job.subject_class, size_px, self._sampler)
-            for picture in job.pictures
-        ]
+        features = [self._features(job, index) for index in range(len(job.pictures))]
         joined = SubjectFeatures.concatenate(features)
         if joined.mask is not None:
             units = {name: -(-tokens.shape[1] // _TOKEN_BUCKETS) for name, tokens in features[0].tokens.items()}
             joined = drop_masked(joined, units)
         return self._networks.adapters.subject_kv(joined)
+
+    def _features(self, job: SubjectJob, index: int) -> SubjectFeatures:
+        picture, known = job.pictures[index], job.known(index)
+        if known is None:
+            size_px = self._stack.image_size_px
+            return encode_subject(self._subject_encoder, picture, job.subject_class, size_px, self._sampler)
+        return keep_tokens(known.to(self._stack.device, self._stack.dtype), picture, self._sampler)
 
     # ---- denoising
 
@@ -98,6 +120,36 @@ class Runner:
         slots = self._lane(lane, len(passages))
         filled = sum(passage is not None for passage in passages) / len(passages)
         self._counted(lane.kind.name.lower(), (lane, len(passages)), lambda: slots.step(passages), filled)
+
+    def compile_step(self, lane: Lane, num_slots: int) -> None:
+        """Compiles the UNet for this lane, before its first step, if there is a compiler and room for another shape.
+
+        The FLOP of a step are counted first: the counter does not see into compiled code. Samples must have entered.
+        """
+        slots = self._lane(lane, num_slots)
+        if self._compiler is None or slots.is_compiled:
+            return
+        shapes = (lane, num_slots)
+        if shapes not in self._compiled and len(self._compiled) == MAX_COMPILED:
+            return
+        started = perf_counter()
+        try:
+            with self._counters.timed("compile"):
+                self._flop((lane.kind.name.lower(), shapes), slots.call_idle)
+                slots.compile(self._compiler)
+                slots.call_idle()
+        except Exception as error:
+            if is_device_fault(error) or is_out_of_memory(error):
+                raise
+            logger.warning("the UNet cannot be compiled and runs as it is", exc_info=True)
+            self._compiler = None
+            slots.compile(None)
+            return
+        if shapes not in self._compiled:
+            self._compiled.add(shapes)
+            self._counters.add("compiled_shapes")
+            seconds = perf_counter() - started
+            logger.info("compiled the UNet for %s with %d slots in %.1f s", lane.kind.name.lower(), num_slots, seconds)
 
     def _lane(self, lane: Lane, num_slots: int) -> StepLane:
         slots = self._lanes.pop(lane, None)

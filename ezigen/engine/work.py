@@ -12,6 +12,7 @@ from ezigen.diffusion import CLEAN
 from ezigen.images import Picture
 from ezigen.sampling.denoiser import Step
 from ezigen.sampling.request import Request, StopReason
+from ezigen.subject import SubjectFeatures
 
 SketchKey: TypeAlias = tuple[str, str, int]
 """Prompt, negative prompt and seed: all that a sketch depends on under one sampler."""
@@ -57,9 +58,20 @@ class SubjectJob:
     key: str
     pictures: tuple[Picture, ...]
     subject_class: str
+    features: tuple[SubjectFeatures | None, ...] = ()
+    """By picture, where they are known already."""
     waiting: "list[ItemJob]" = field(default_factory=list)
     kv: SubjectKV | None = None
     seconds: float = 0.0
+
+    def known(self, index: int) -> SubjectFeatures | None:
+        """The features of one of its pictures, if they need not be computed."""
+        return self.features[index] if index < len(self.features) else None
+
+    @property
+    def num_to_encode(self) -> int:
+        """Pictures whose features have to be computed."""
+        return sum(self.known(index) is None for index in range(len(self.pictures)))
 
 
 @dataclass(eq=False)

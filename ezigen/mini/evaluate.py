@@ -1,6 +1,6 @@
 """How well the embedded model does on products it never saw: `python -m ezigen.mini.evaluate`.
 
-Four modes (METHOD.md 3) on held-out products x scenes x seeds. Text following and identity are measured by the
+Four modes (docs/mini.md) on held-out products x scenes x seeds. Text following and identity are measured by the
 world's truth, through a judge that was trained on renders of the held-out products alone, and by the small CLIP and
 DINOv2. Every mode gets the scene right nearly always, so text following is also measured by margins, which have
 headroom. Intervals are 95 % bootstrap intervals over products.

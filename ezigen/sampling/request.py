@@ -11,6 +11,8 @@ from ezigen.images import Picture
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ezigen.subject import SubjectFeatures
+
 StopReason = Literal["threshold", "max_loops", "fixed", "mode"]
 Phase = Literal["text", "transfer"]
 
@@ -27,6 +29,8 @@ class Request:
     seed: int = 0
     preview: bool = True
     """Whether the sample keeps the pictures on the way: the sketch, and the image of every loop."""
+    features: "tuple[SubjectFeatures | None, ...]" = ()
+    """By subject picture its features (batch 1), where they are known already; the engine encodes the others."""
 
 
 @dataclass(frozen=True, eq=False)

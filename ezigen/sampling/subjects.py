@@ -18,6 +18,11 @@ def encode_subject(
     features = encoder.encode(
         to_pixels(square.rgb)[None], [subject_class], t_sub=sampler.t_sub, template=sampler.subject_prompt
     )
+    return keep_tokens(features, square, sampler)
+
+
+def keep_tokens(features: SubjectFeatures, square: Picture, sampler: SamplerConfig) -> SubjectFeatures:
+    """The tokens of a picture, as it was encoded, that this sampler wants."""
     if sampler.subject_tokens == "all" or square.mask is None:
         return features
     return mask_background(features, torch.from_numpy(np.array(square.mask)) > 127)

@@ -14,6 +14,7 @@ from tasks.actors.records import LogBuffer, LogLine
 from tasks.catalog.making import ImageMaker, MakerSettings
 from tasks.catalog.results import ResultRow
 from tasks.catalog.rows import Item
+from tasks.catalog.stored_subjects import SubjectSource
 from tasks.cluster.environment import SecretVariables
 from tasks.cluster.worker import Withdrawn
 
@@ -34,8 +35,10 @@ class WorkerSetup:
     num_slots: int
     fit_slots: bool
     num_ahead: int
+    compile_unet: bool
     num_threads: int
     secrets: SecretVariables
+    subjects: SubjectSource | None = None
 
     @property
     def max_concurrency(self) -> int:
@@ -78,7 +81,8 @@ class CatalogWorker:
             capacity=self.setup.num_slots + self.setup.num_ahead,
             is_expecting=lambda: self._num_running > 0,
         )
-        self._maker = ImageMaker(self.setup.maker, self._loop.submit, worker=self.name)
+        stored = None if self.setup.subjects is None else self.setup.subjects.open()
+        self._maker = ImageMaker(self.setup.maker, self._loop.submit, worker=self.name, stored=stored)
         self._load_seconds = time.perf_counter() - started
         logger.info("loaded %s in %.1f s", self.setup.model.model, self._load_seconds)
 
@@ -119,7 +123,11 @@ class CatalogWorker:
 
         setup = self.setup
         model = localize_model(setup.model, setup.maker.locations)
-        limits = EngineLimits(num_slots=setup.num_slots, max_held=4 * (setup.num_slots + setup.num_ahead))
+        limits = EngineLimits(
+            num_slots=setup.num_slots,
+            max_held=4 * (setup.num_slots + setup.num_ahead),
+            compiler="inductor" if setup.compile_unet else None,
+        )
         return load_engine(model, setup.sampler, limits, fit_slots=setup.fit_slots)
 
     def load_scorer(self) -> ImageScorer | None:

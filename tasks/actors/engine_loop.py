@@ -32,6 +32,10 @@ class ImageEngine(Protocol):
     counters: Any
 
     @property
+    def peak_flops(self) -> float | None:
+        """What its device could compute per second; None where that is not known."""
+
+    @property
     def num_held(self) -> int:
         """Requests that have not ended."""
 
@@ -94,6 +98,7 @@ class EngineLoop:
         self._orders: dict[str, _Order] = {}
         self._seconds: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = {}
+        self._peak_flops: float | None = None
         self._error: BaseException | None = None
         ready: Future[None] = Future()
         threading.Thread(target=self._run, args=(start, ready), name="engine", daemon=True).start()
@@ -120,9 +125,15 @@ class EngineLoop:
         return answer.result()
 
     def counts(self) -> dict[str, float]:
-        """The engine's counts, and the loop's own seconds.score, seconds.waiting (for pictures) and seconds.idle."""
+        """The engine's counts, and the loop's own seconds.score, seconds.waiting (for pictures) and seconds.idle.
+
+        On a known GPU also possible_flop: what it could have computed while the engine was at work.
+        """
         with self._changed:
             own = {f"seconds.{part}": value for part, value in self._seconds.items()}
+            if self._peak_flops is not None:
+                busy = sum(value for name, value in self._counts.items() if name.startswith("seconds."))
+                own["possible_flop"] = self._peak_flops * busy
             return self._counts | own
 
     # ---- on the loop's thread
@@ -141,6 +152,7 @@ class EngineLoop:
                 self._end(engine.step(), scorer)
                 with self._changed:
                     self._counts = engine.counters.snapshot()
+                    self._peak_flops = engine.peak_flops
         except BaseException as error:
             logger.exception("the engine broke")
             self._break(error)

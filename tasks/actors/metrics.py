@@ -18,6 +18,7 @@ class WorkerMetrics:
             "slot_steps": (Counter("ezigen_slot_steps", "Slots of network calls, by lane.", ("lane",)), "lane"),
             "filled": (Counter("ezigen_filled_slot_steps", "Slots that an item was in, by lane.", ("lane",)), "lane"),
             "hits": (Counter("ezigen_cache_hits", "Results that were there already, by cache.", ("cache",)), "cache"),
+            "flop": (Counter("ezigen_flop", "Floating-point operations of networks, by part.", ("part",)), "part"),
             "misses": (Counter("ezigen_cache_misses", "Results to be computed, by cache.", ("cache",)), "cache"),
         }
         self._loops = Histogram("ezigen_loops", "Loops per image.", boundaries=[0.5 + count for count in range(16)])

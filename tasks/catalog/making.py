@@ -17,11 +17,13 @@ from ezigen.config import ErrorCode, ItemError
 from ezigen.images import ImageFormat, Picture, decode_picture, encode_image, thumbnail_strip
 from tasks.catalog.results import ResultRow, failed_row
 from tasks.catalog.rows import Item
+from tasks.catalog.stored_subjects import StoredSubjects
 from tasks.cluster.worker import WorkerBroken
 from tasks.storage import Locations, RunOutput
 
 if TYPE_CHECKING:
     from ezigen.sampling import Request, Sample
+    from ezigen.subject import SubjectFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +65,11 @@ class MakerSettings:
 class ImageMaker:
     """Makes items, each in a thread of the caller's: reading and storing go on while the networks compute."""
 
-    def __init__(self, settings: MakerSettings, submit: Submit, *, worker: str = "") -> None:
+    def __init__(
+        self, settings: MakerSettings, submit: Submit, *, worker: str = "", stored: StoredSubjects | None = None
+    ) -> None:
         self._settings = settings
+        self._stored = stored
         self._submit = submit
         self._worker = worker
         self._transfers = threading.BoundedSemaphore(_NUM_TRANSFERS)
@@ -85,9 +90,9 @@ class ImageMaker:
         num_calls = 0
         try:
             with self._timed("read"):
-                subjects = self._read(item)
+                subjects, features = self._read(item)
             outside = time.perf_counter() - started
-            made = self._submit(_to_request(item, subjects, self._settings), subjects).result()
+            made = self._submit(_to_request(item, subjects, features, self._settings), subjects).result()
             if made is None:
                 return None
             num_calls = made.sample.num_unet_calls
@@ -115,15 +120,20 @@ class ImageMaker:
 
     # ---- pictures in
 
-    def _read(self, item: Item) -> tuple[Picture, ...]:
-        pictures = {uri: self._read_one(uri) for uri in dict.fromkeys(_uris(item))}
-        return _subjects(item, pictures)
+    def _read(self, item: Item) -> "tuple[tuple[Picture, ...], tuple[SubjectFeatures | None, ...]]":
+        """The subjects' pictures, and what a feature store knows of them as they are."""
+        files = {uri: self._read_one(uri) for uri in dict.fromkeys(_uris(item))}
+        subjects = _subjects(item, {uri: picture for uri, (_, picture) in files.items()})
+        if self._stored is None or item.row.subject_mask_uri:
+            return subjects, ()
+        name = item.row.subject_class
+        return subjects, tuple(self._stored.find(files[uri][0], name) for uri in item.row.subject_uris)
 
-    def _read_one(self, uri: str) -> Picture:
+    def _read_one(self, uri: str) -> tuple[bytes, Picture]:
         settings = self._settings
         try:
             data = settings.locations.read_bytes(uri)
-            return decode_picture(
+            return data, decode_picture(
                 data, max_side_px=settings.max_picture_side_px, max_pixels=settings.max_picture_pixels
             )
         except ItemError as error:
@@ -203,7 +213,12 @@ def _cut_out(subject: Picture, mask: Picture, mask_uri: str) -> Picture:
     return Picture(Image.composite(subject.rgb, white, grey), grey)
 
 
-def _to_request(item: Item, subjects: tuple[Picture, ...], settings: MakerSettings) -> "Request":
+def _to_request(
+    item: Item,
+    subjects: tuple[Picture, ...],
+    features: "tuple[SubjectFeatures | None, ...]",
+    settings: MakerSettings,
+) -> "Request":
     from ezigen.sampling import Request
 
     row = item.row
@@ -215,6 +230,7 @@ def _to_request(item: Item, subjects: tuple[Picture, ...], settings: MakerSettin
         negative_prompt=row.negative_prompt,
         seed=row.seed,
         preview=settings.wants_preview(item.item_key),
+        features=features,
     )
 
 

@@ -9,7 +9,7 @@ from ezigen.config import ErrorCode
 from tasks.catalog.results import ResultRow
 from tasks.storage import RunState
 
-_IN_NETWORKS = ("text", "encode", "sketch", "transfer", "decode", "score")
+_IN_NETWORKS = ("text", "encode", "sketch", "transfer", "decode", "compile", "score")
 _OUTSIDE = ("planning", "waiting")
 
 
@@ -84,6 +84,7 @@ class Measurements:
         outside = sum(seconds.get(part, 0.0) for part in _OUTSIDE)
         filled, slots = self._group("filled"), self._group("slot_steps")
         hits, misses = self._group("hits"), self._group("misses")
+        flop, possible = sum(self._group("flop").values()), self._counts["possible_flop"]
         return {
             "num_workers": num_workers,
             "device": device,
@@ -96,7 +97,11 @@ class Measurements:
                 name: round(hits.get(name, 0) / (hits.get(name, 0) + misses.get(name, 0)), 4)
                 for name in sorted(hits.keys() | misses.keys())
             },
+            "gflop_per_image": round(flop / self._num_images / 1e9, 1) if self._num_images else 0.0,
+            # Of what a known GPU could have computed while its engine was at work.
+            "flop_utilisation": round(flop / possible, 4) if possible else None,
             "slots_halved": round(self._counts["halvings"]),
+            "compiled_shapes": round(self._counts["compiled_shapes"]),
             "worker_seconds": {part: round(value, 3) for part, value in seconds.items()},
             "share_outside_networks": round(outside / (inside + outside), 4) if inside + outside > 0 else 0.0,
         }

@@ -27,6 +27,7 @@ from tasks.catalog.progress import Progress, ProgressMeter
 from tasks.catalog.results import ResultRow, failed_row, refused_row
 from tasks.catalog.rows import Item
 from tasks.catalog.shard_writer import ShardWriter
+from tasks.catalog.stored_subjects import SubjectSource
 from tasks.cluster import Cluster, WorkerPlan, connect, plan_workers
 from tasks.cluster.environment import SecretVariables
 from tasks.cluster.model_memory import worker_memory_bytes
@@ -99,6 +100,7 @@ class _Execution:
         self.meter = ProgressMeter(_num_items(run.plan), run.on_progress)
         self.measurements = Measurements()
         self.workers: WorkerPlan | None = None
+        self._subjects: SubjectSource | None = None
         self.writer = ShardWriter(
             run.output,
             self.record.run_id,
@@ -139,11 +141,25 @@ class _Execution:
         first = next(items, None)
         if first is None:
             return
+        self._subjects = self._find_subjects()
         with connect(self._cluster_config()) as cluster:
             self.workers = self._plan_workers(cluster)
             logger.info("%d workers on %s", self.workers.count, self.workers.device)
             self._run_pool(cluster, self.workers, chain([first], items))
             self.writer.flush()  # before Ray is taken down, which takes seconds
+
+    def _find_subjects(self) -> SubjectSource | None:
+        """The feature store that was named, which is opened once to see whether it is of use."""
+        run = self.run
+        if not run.inputs.features_uri:
+            return None
+        locations = run.plan.catalog.locations
+        fingerprint = run.plan.fingerprint.model
+        source = SubjectSource.of(
+            run.inputs.features_uri, locations, run.sampler, model=run.model.model, model_fingerprint=fingerprint
+        )
+        source.open()
+        return source
 
     def _run_pool(self, cluster: Cluster, workers: WorkerPlan, items: Iterator[Item]) -> None:
         from tasks.cluster.pool import ActorPool, Finished
@@ -241,8 +257,10 @@ class _Execution:
             num_slots=_num_slots(run.cluster, workers),
             fit_slots=run.cluster.num_slots == 0,
             num_ahead=run.cluster.num_ahead,
+            compile_unet=run.cluster.compile_unet,
             num_threads=workers.num_threads,
             secrets=SecretVariables.of_process(),
+            subjects=self._subjects,
         )
 
     def _limits(self, workers: WorkerPlan) -> PoolLimits:

@@ -99,7 +99,7 @@ def test_equals_the_sampler_with_calls_for_one(tiny_stack, adapters, dinov2, mod
     "setting",
     [
         {"guidance_scale": 1.0},
-        {"guidance_min_timestep": 300},
+        {"guidance_min_timestep": 100},
         {"guidance_max_timestep": 500},
         {"guidance_min_timestep": 200, "guidance_max_timestep": 700, "solver": "dpmpp_2m"},
         {"split_ratio": 1.0},
@@ -402,3 +402,37 @@ def test_what_the_sampler_needs_has_to_be_there(tiny_stack, adapters):
     with pytest.raises(ConfigurationError, match="image encoder"):
         engine(tiny_stack, adapters, loops=AUTOSTOP)
     engine(tiny_stack, adapters, loops=AUTOSTOP.model_copy(update={"measure": "latent"}))
+
+
+# ---- torch.compile: its front end is the same for every backend; aot_eager needs no C++ compiler
+
+
+def test_a_compiled_unet_makes_the_same_images_and_counts_the_same(tiny_stack, adapters, dinov2):
+    requests = [request(n) for n in range(4)]
+    setting = {"loops": AUTOSTOP, "guidance_min_timestep": 100}
+    plain = engine(tiny_stack, adapters, dinov2, **setting)
+    expected = run(plain, requests)
+    compiled = engine(tiny_stack, adapters, dinov2, limits=EngineLimits(num_slots=3, compiler="aot_eager"), **setting)
+    made = run(compiled, requests)
+    for key, sample in made.items():
+        assert_close(sample, expected[key])
+    assert compiled.counters["compiled_shapes"] == 3  # the sketch, and the transfer with and without guidance
+    assert compiled.counters["seconds.compile"] > 0
+    for name in ("flop.sketch", "flop.transfer", "unet_calls.sketch", "unet_calls.transfer"):
+        assert compiled.counters[name] == plain.counters[name]
+
+
+def test_no_more_shapes_are_compiled_than_may_be(tiny_stack, adapters, monkeypatch):
+    monkeypatch.setattr("ezigen.engine.runner.MAX_COMPILED", 1)
+    compiled = engine(tiny_stack, adapters, limits=EngineLimits(num_slots=2, compiler="aot_eager"), mode="decoupled")
+    expected = run(engine(tiny_stack, adapters, num_slots=2, mode="decoupled"), [request(0)])
+    assert_close(run(compiled, [request(0)])["item-0"], expected["item-0"])
+    assert compiled.counters["compiled_shapes"] == 1
+
+
+def test_where_nothing_can_be_compiled_the_run_goes_on_and_says_so(tiny_stack, adapters, caplog):
+    compiled = engine(tiny_stack, adapters, limits=EngineLimits(num_slots=2, compiler="absent"), mode="decoupled")
+    expected = run(engine(tiny_stack, adapters, num_slots=2, mode="decoupled"), [request(0)])
+    assert_close(run(compiled, [request(0)])["item-0"], expected["item-0"])
+    assert compiled.counters["compiled_shapes"] == 0
+    assert caplog.text.count("the UNet cannot be compiled and runs as it is") == 1

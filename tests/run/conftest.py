@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from ezigen.config import ClusterConfig
+from ezigen.config import ClusterConfig, ModelConfig
 from tasks.cluster import connect
 
 
@@ -15,6 +15,15 @@ def local_ray() -> Iterator[None]:
     """A Ray for the tests of a file, with place for four light workers; other files start one of their own."""
     with connect(ClusterConfig(num_workers=4, cpus_per_worker=1)) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """A real stack of random weights."""
+    from tests.tiny import build_tiny_stack
+
+    folder = build_tiny_stack(tmp_path_factory.mktemp("tiny"))
+    return ModelConfig(model=str(folder), adapter=str(folder / "adapter"), image_encoder=str(folder / "dinov2"))
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "the condition") -> None:

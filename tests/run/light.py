@@ -24,6 +24,7 @@ class LightEngine:
 
     def __init__(self, diary: Path | None = None) -> None:
         self.counters = Counters()
+        self.peak_flops = None
         self._diary = diary
         self._requests: list[Request] = []
 

@@ -270,11 +270,3 @@ def test_other_workers_mates_and_order_give_the_same_images(tmp_path, tiny_model
     assert measured["unet_calls"]["encode"] <= 5
     assert measured["num_unet_calls"] >= sum(measured["unet_calls"].values())
     assert 0 < measured["slot_occupancy"]["transfer"] <= 1
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> ModelConfig:
-    from tests.tiny import build_tiny_stack
-
-    folder = build_tiny_stack(tmp_path_factory.mktemp("tiny"))
-    return ModelConfig(model=str(folder), adapter=str(folder / "adapter"), image_encoder=str(folder / "dinov2"))

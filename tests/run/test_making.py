@@ -23,6 +23,7 @@ class Networks:
 
     def __init__(self) -> None:
         self.counters = Counters()
+        self.peak_flops = None
         self.requests: list[Request] = []
 
     @property
