@@ -242,7 +242,7 @@ def to_chart(table: Table) -> str:
         *_costs(rows, top, line, Panel(130, 250, 0.0, max(row.gflop for _, row in rows))),
     ]
     for number, (key, title) in enumerate(PANELS):
-        reach = 1.1 * max(abs(end) for _, row in rows for end in row.difference[key])
+        reach = 1.1 * max(0.01, *(abs(end) for _, row in rows for end in row.difference[key]))
         panel = Panel(425 + 215 * number, 195, -reach, reach)
         parts += _differences(rows, key, title, top, line, panel)
     return "\n".join([*parts, "</svg>", ""])
