@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from lines import show
 
 from ezigen.config import FeatureConfig
 from ezigen.subject import SubjectFeatures
@@ -87,7 +88,9 @@ def disc(side: int, share: float) -> torch.Tensor:
     return (at[:, None] ** 2 + at[None] ** 2) <= share * side**2 / torch.pi
 
 
-def compare(baseline: Callable[[], object], candidates: dict[str, Callable[[], object]], repeats: int) -> None:
+def compare(
+    what: str, baseline: Callable[[], object], candidates: dict[str, Callable[[], object]], repeats: int
+) -> None:
     """Prints each candidate's speed as a share of the baseline's, all of them run in turns."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ("", *candidates)}
     for round_ in range(repeats + 1):
@@ -99,6 +102,8 @@ def compare(baseline: Callable[[], object], candidates: dict[str, Callable[[], o
     medians = {name: [statistics.median(column) for column in zip(*both, strict=True)] for name, both in times.items()}
     plain_cpu, plain_wall = medians.pop("")
     for name, (cpu, wall) in medians.items():
+        wanted = f"ratio >= {MIN_SHARE:.2f}"
+        show(f"{what}, {name.strip()}: reads per CPU second", 1 / cpu, "1/s", 1 / plain_cpu, wanted=wanted)
         print(
             f"  {name:40s} {plain_cpu / cpu:5.2f} of a plain file's speed by CPU time, {plain_wall / wall:.2f} by the "
             f"clock; wanted: at least {MIN_SHARE:.2f}"
@@ -124,7 +129,7 @@ def compare_single(folder: Path, stores: dict[str, FeatureStore], repeats: int) 
 
         return run
 
-    compare(read_plain, {name: read(stored) for name, stored in stores.items()}, repeats)
+    compare("one subject", read_plain, {name: read(stored) for name, stored in stores.items()}, repeats)
 
 
 def compare_sequential(stores: dict[str, FeatureStore], repeats: int) -> None:
@@ -151,7 +156,7 @@ def compare_sequential(stores: dict[str, FeatureStore], repeats: int) -> None:
             file.read_row_group(group, use_threads=False)
 
     candidates = {name: read(stored) for name, stored in stores.items()}
-    compare(read_plain, candidates | {"pyarrow, row group by row group": read_with_pyarrow}, repeats)
+    compare("in order", read_plain, candidates | {"pyarrow, row group by row group": read_with_pyarrow}, repeats)
 
 
 def _plain_copy(folder: Path, store: FeatureStore, one: str) -> Path:

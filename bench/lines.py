@@ -3,15 +3,15 @@
 import json
 import platform
 import subprocess
+import sys
 from pathlib import Path
-
-import torch
 
 
 def device_name() -> str:
     """The GPU, or the CPU and its number of cores."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    torch = sys.modules.get("torch")  # benchmarks of memory do without it
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

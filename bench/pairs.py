@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lines import show
+
 from ezigen.config import PairConfig, PairInputs, RayConfig
 from ezigen.mini.world.coco import write_coco
 from ezigen.mini.world.compose import Composer
@@ -215,6 +217,13 @@ def compare(folder: Path, num_pairs: int, factor: int, size_px: int, repeats: in
     print(
         f"two workers against one: {on_clock:.2f}x on the clock, {share:.2f}x by the time of cores and of idling; "
         f"wanted: at least {MIN_SPEEDUP}x"
+    )
+    show(
+        "pairs per second, 2 workers",
+        _median(both, "rate"),
+        "1/s",
+        _median(alone, "rate"),
+        wanted=f"ratio >= {MIN_SPEEDUP}",
     )
     small = found[2][0]
     large = measure(data, folder / "large", num_pairs * factor, 2, size_px)

@@ -16,6 +16,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
+from lines import show
+
 from tasks.cluster.planner import ItemPlanner, PoolLimits, Ticket
 
 NUM_SLOTS = 16
@@ -200,7 +202,7 @@ def measure_decisions(num_items: int, num_workers: int, read_ahead: int, *, grou
     return {"items": num_items, "grouped": grouped, "read_ahead": read_ahead, "items_per_s": per_s}
 
 
-def show(name: str, figures: dict) -> None:
+def show_figures(name: str, figures: dict) -> None:
     """One measurement as a line of JSON."""
     rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in figures.items()}
     print(json.dumps({"measured": name, **rounded}), flush=True)
@@ -225,7 +227,16 @@ def main() -> None:
     ]
     for name, found in (("makespan", makespans), ("sharing", sharing), ("decisions", decisions)):
         for figures in found:
-            show(name, figures)
+            show_figures(name, figures)
+    for found in makespans:
+        setting = f"{options.workers} workers, {found['items']} items, fixed share {found['fixed_share']:.1f}"
+        show(
+            f"items per second, {setting}",
+            found["times_one_worker"],
+            "times one worker",
+            1.0,
+            wanted="ratio >= 60 of 64",
+        )
     print_table(options.workers, makespans, sharing, decisions)
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
+from lines import show
 from shapes import build_stack
 from torch import Tensor, nn
 
@@ -161,6 +162,8 @@ def main() -> None:
         print(f"{shape}, batch {batch_size}: the authors' step {1000 * authors:.0f} ms")
         for name, found in seconds.items():
             wanted = f", wanted >= {WANTED_RATIO:g}" if name == "stored" else ""
+            rate = f"training steps per second, {shape}, features {name}"
+            show(rate, 1 / found, "1/s", 1 / authors, wanted=wanted.removeprefix(", "))
             print(f"  ours, features {name}: {1000 * found:.0f} ms, {authors / found:.1f}x{wanted}")
 
 

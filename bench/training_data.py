@@ -23,6 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from feature_store import SHAPE as SD21
+from lines import show
 from train_step import load_shape
 
 from ezigen.config import FeatureConfig, TrainingConfig
@@ -128,6 +129,8 @@ def compare(folder: Path, kind: str, stack: Stack, options: argparse.Namespace) 
         f"  {kind:8s} loader {batch_size / loader_s:8.0f} samples/s, step {batch_size / step_s:7.1f}: ratio "
         f"{step_s / loader_s:6.1f}; fed by it, {100 * loader.waited_s / total_s:.1f} % of the time waiting for data"
     )
+    rates = batch_size / loader_s, batch_size / step_s
+    show(f"samples per second of the loader, {kind}", rates[0], "1/s", rates[1], wanted=f"ratio >= {WANTED_RATIO:g}")
     return step_s / loader_s
 
 
