@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TypeAlias
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -120,6 +121,8 @@ class Engine:
         self._residents: set[ItemJob] = set()
         """Items with a subject: what takes memory, and therefore bounded."""
         self._ended: list[Ended] = []
+        self._short_of_memory: WeakSet[Job] = WeakSet()
+        """Subjects and images for which the denoising slots were halved already."""
         self._drains = False
 
     # ---- coming and going
@@ -259,24 +262,34 @@ class Engine:
                 self._carry_out(Call(call.lane, alone, (slot,) if slot in call.entering else ()))
 
     def _make_do_with_less(self, call: Call[Job], error: Exception) -> None:
-        """Half as many slots. The call was not carried out, so its jobs come again as they were before it."""
-        decodes = call.lane.kind is Kind.DECODE
-        slots = len(call.slots)
+        """Half as many slots. The call was not carried out, so its jobs come again as they were before it.
+
+        Where one subject or one image finds no room, the denoising slots have taken it: they are halved, once for each
+        such job, so that one that fits nowhere does not slow all others down.
+        """
         self._runner.release()
         self._subjects.clear()
         _free_device_memory()
-        if slots == 1:
+        width, kind = len(call.slots), call.lane.kind
+        denoises = kind in (Kind.SKETCH, Kind.TRANSFER)
+        if kind is Kind.DECODE and width > 1:
+            self._decode_slots = (width + 1) // 2
+            self._count_halving(kind, width, self._decode_slots, error)
+        elif self._num_slots > 1 and (denoises or self._short_of_memory.isdisjoint(call.jobs)):
+            before, self._num_slots = self._num_slots, (self._num_slots + 1) // 2
+            self._count_halving(kind, before, self._num_slots, error)
+            if not denoises:
+                self._short_of_memory.update(call.jobs)
+        else:
             for job in call.jobs:
                 self._fail(job, ItemError(ErrorCode.OUT_OF_MEMORY, f"no memory for one image: {_describe(error)}"))
-        else:
-            fewer = (slots + 1) // 2
-            self.counters.add("halvings")
-            logger.warning("out of memory with %d slots, going on with %d: %s", slots, fewer, _describe(error))
-            if decodes:
-                self._decode_slots = fewer
-            else:
-                self._num_slots = fewer
         self._planner.resize()
+
+    def _count_halving(self, kind: Kind, slots: int, fewer: int, error: Exception) -> None:
+        self.counters.add("halvings")
+        logger.warning(
+            "out of memory (%s) with %d slots, going on with %d: %s", kind.name.lower(), slots, fewer, _describe(error)
+        )
 
     def _slots_of(self, lane: Lane) -> int:
         if lane.kind is Kind.ENCODE:

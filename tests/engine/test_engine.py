@@ -331,18 +331,35 @@ def test_when_memory_runs_out_the_slots_are_halved_and_nothing_is_lost(tiny_stac
     made = engine(tiny_stack, adapters, dinov2, limits=limits, on_call=fault)
     ended = list(made.generate(requests))
     assert fault.raised == 1
-    failed = [one for one in ended if one.error is not None]
     expected = reference(tiny_stack, adapters, dinov2, requests)
     for one in ended:
-        if one.error is None:
-            assert_close(one.sample, expected[one.key])
-    if kind is Kind.ENCODE:  # there is nothing to halve: the subject alone does not fit
-        assert [one.error.code for one in failed] == [ErrorCode.OUT_OF_MEMORY]
-        assert made.num_slots == 4
-    else:
-        assert not failed
-        assert made.counters["halvings"] == 1
-        assert made.num_slots == (4 if kind is Kind.DECODE else 2)
+        assert one.error is None
+        assert_close(one.sample, expected[one.key])
+    assert made.counters["halvings"] == 1
+    assert made.num_slots == (4 if kind is Kind.DECODE else 2)
+
+
+def test_one_decoded_image_that_finds_no_room_costs_denoising_slots(tiny_stack, adapters):
+    fault = Fault(torch.OutOfMemoryError("injected"), Kind.DECODE, at=2)
+    limits = EngineLimits(num_slots=4, decode_slots=1)
+    made = engine(tiny_stack, adapters, limits=limits, on_call=fault, mode="decoupled")
+    assert len(run(made, [request(index) for index in range(5)])) == 5
+    assert made.num_slots == 2
+
+
+def test_a_subject_that_fits_nowhere_ends_alone_and_halves_the_slots_once(tiny_stack, adapters):
+    requests = [request(index, subject_class="giant" if index == 2 else "cup") for index in range(5)]
+
+    def refuse(call):
+        if call.lane.kind is Kind.ENCODE and call.jobs[0].subject_class == "giant":
+            raise torch.OutOfMemoryError("injected")
+
+    limits = EngineLimits(num_slots=8)
+    made = engine(tiny_stack, adapters, limits=limits, on_call=refuse, mode="decoupled")
+    ended = {one.key: one for one in made.generate(requests)}
+    assert ended["item-2"].error.code == ErrorCode.OUT_OF_MEMORY
+    assert sum(one.sample is not None for one in ended.values()) == 4
+    assert (made.num_slots, made.counters["halvings"]) == (4, 1)
 
 
 def test_memory_for_not_even_one_ends_that_request_alone(tiny_stack, adapters):
