@@ -271,14 +271,13 @@ class Engine:
         self._subjects.clear()
         _free_device_memory()
         width, kind = len(call.slots), call.lane.kind
-        denoises = kind in (Kind.SKETCH, Kind.TRANSFER)
         if kind is Kind.DECODE and width > 1:
             self._decode_slots = (width + 1) // 2
             self._count_halving(kind, width, self._decode_slots, error)
-        elif self._num_slots > 1 and (denoises or self._short_of_memory.isdisjoint(call.jobs)):
+        elif self._num_slots > 1 and (kind.denoises or self._short_of_memory.isdisjoint(call.jobs)):
             before, self._num_slots = self._num_slots, (self._num_slots + 1) // 2
             self._count_halving(kind, before, self._num_slots, error)
-            if not denoises:
+            if not kind.denoises:
                 self._short_of_memory.update(call.jobs)
         else:
             for job in call.jobs:
@@ -302,7 +301,7 @@ class Engine:
         if self._on_call is not None:
             self._on_call(call)
         kind = call.lane.kind
-        if kind in (Kind.SKETCH, Kind.TRANSFER):
+        if kind.denoises:
             self._enter(call)
         started = perf_counter()
         with self.counters.timed(kind.name.lower()):

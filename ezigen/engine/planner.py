@@ -34,6 +34,11 @@ class Kind(IntEnum):
     DECODE = 3
     """Latents to pictures, and what is measured on them."""
 
+    @property
+    def denoises(self) -> bool:
+        """Whether it is a step in the denoising slots."""
+        return self in (Kind.SKETCH, Kind.TRANSFER)
+
 
 @dataclass(frozen=True)
 class Lane:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ezigen.config import ErrorCode, ItemError
+from ezigen.config import ConfigurationError, ErrorCode, ItemError
 from ezigen.images import ImageFormat, Picture, decode_picture, encode_image, thumbnail_strip
 from tasks.catalog.results import ResultRow, failed_row
 from tasks.catalog.rows import Item
@@ -127,7 +127,10 @@ class ImageMaker:
         if self._stored is None or item.row.subject_mask_uri:
             return subjects, ()
         name = item.row.subject_class
-        return subjects, tuple(self._stored.find(files[uri][0], name) for uri in item.row.subject_uris)
+        try:
+            return subjects, tuple(self._stored.find(files[uri][0], name) for uri in item.row.subject_uris)
+        except ConfigurationError as error:  # a damaged store: its remedy is in the message
+            raise ItemError(ErrorCode.STORAGE_ERROR, str(error)) from error
 
     def _read_one(self, uri: str) -> tuple[bytes, Picture]:
         settings = self._settings

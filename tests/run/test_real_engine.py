@@ -9,12 +9,13 @@ import ray
 import torch
 from PIL import Image
 
-from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError, FeatureConfig, SamplerConfig
+from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError, ErrorCode, FeatureConfig, SamplerConfig
 from ezigen.images import decode_picture
 from ezigen.models.pixels import to_pixels
 from ezigen.models.stack import load_stack
 from ezigen.subject import SubjectEncoder
 from tasks.actors import CatalogWorker
+from tasks.catalog.outcome import TooManyFailures
 from tasks.features import FeatureIdentity, FeatureShardWriter, ModelShape, subject_id, write_index, write_store
 from tasks.storage import OutputFolder
 from tests.features.stores import samples_of
@@ -163,3 +164,17 @@ def test_features_of_another_timestep_are_refused_by_name(tmp_path, tiny_model, 
 def test_a_store_that_is_not_there_is_told_before_anything_is_made(tmp_path, tiny_model, square_catalog):
     with pytest.raises(ConfigurationError, match="is no feature store"):
         run_with(square_catalog, tmp_path / "out", tiny_model, tmp_path / "nowhere")
+
+
+def test_a_damaged_store_fails_the_items_that_it_holds_and_names_itself(tmp_path, tiny_model, square_catalog):
+    write_subjects(tmp_path / "red", tiny_model.model, files(square_catalog, "red"))
+    for path in (tmp_path / "red" / "subjects").glob("*.parquet"):
+        path.unlink()
+    with pytest.raises(TooManyFailures):
+        run_with(square_catalog, tmp_path / "out", tiny_model, tmp_path / "red")
+    rows = resolved_rows(tmp_path / "out").values()
+    failed = [row for row in rows if row.status == "failed"]
+    assert len(rows) == 6
+    assert len(failed) == 3
+    assert {row.error_code for row in failed} == {ErrorCode.STORAGE_ERROR}
+    assert all(str(tmp_path / "red") in row.error_message for row in failed)
