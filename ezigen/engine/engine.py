@@ -30,6 +30,7 @@ from ezigen.models.faults import is_device_fault, is_out_of_memory
 from ezigen.models.peak import peak_flops
 from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
 from ezigen.sampling.request import Request, Sample, StopReason
+from ezigen.sampling.subjects import check_subjects
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,8 @@ class Engine:
             message = f"{request.key}: mode {self.sampler.mode} needs at least one subject picture"
             raise ItemError(ErrorCode.ROW_INVALID, message)
         if not self._route.needs_subject:
-            request = replace(request, subjects=())
+            request = replace(request, subjects=(), subject_classes=(), mix=())
+        check_subjects(request)
         size_px = self.stack.image_size_px
         request = replace(request, subjects=tuple(fit_square(picture, size_px) for picture in request.subjects))
         key = (_subject_key(request), _sketch_key(request))
@@ -413,7 +415,7 @@ class Engine:
         self.counters.add("hits.subject" if subject else "misses.subject")
         if subject is None:
             subject = self._open_subjects[key] = SubjectJob(
-                key, request.subjects, request.subject_class, request.features
+                key, request.subjects, request.classes, request.features, request.mix
             )
             self._planner.add(subject, _ENCODE)
         item.subject = subject
@@ -603,7 +605,7 @@ def _sketch_key(request: Request) -> SketchKey:
 
 def _subject_key(request: Request) -> str:
     """A digest of the subject's pictures, their masks and its class."""
-    digest = hashlib.blake2b(request.subject_class.encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((request.classes, request.mix)).encode(), digest_size=16)
     for picture in request.subjects:
         digest.update(picture.rgb.tobytes())
         digest.update(b"|" if picture.mask is None else picture.mask.tobytes())

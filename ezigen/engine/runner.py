@@ -22,7 +22,7 @@ from ezigen.models.flop import FlopMeter
 from ezigen.models.image_encoder import ImageEncoder
 from ezigen.models.pixels import to_image
 from ezigen.models.stack import Stack, decode_latents, encode_prompts
-from ezigen.sampling.subjects import encode_subject, keep_tokens
+from ezigen.sampling.subjects import combine_subjects, encode_subject, keep_tokens
 from ezigen.subject import SubjectEncoder, SubjectFeatures
 from ezigen.subject.foreground import drop_masked
 
@@ -96,7 +96,7 @@ class Runner:
     def _encode_subject(self, job: SubjectJob) -> SubjectKV:
         assert self._networks.adapters is not None
         features = [self._features(job, index) for index in range(len(job.pictures))]
-        joined = SubjectFeatures.concatenate(features)
+        joined = combine_subjects(features, job.mix)
         if joined.mask is not None:
             units = {name: -(-tokens.shape[1] // _TOKEN_BUCKETS) for name, tokens in features[0].tokens.items()}
             joined = drop_masked(joined, units)
@@ -106,7 +106,7 @@ class Runner:
         picture, known = job.pictures[index], job.known(index)
         if known is None:
             size_px = self._stack.image_size_px
-            return encode_subject(self._subject_encoder, picture, job.subject_class, size_px, self._sampler)
+            return encode_subject(self._subject_encoder, picture, job.classes[index], size_px, self._sampler)
         return keep_tokens(known.to(self._stack.device, self._stack.dtype), picture, self._sampler)
 
     # ---- denoising

@@ -57,9 +57,11 @@ class SubjectJob:
 
     key: str
     pictures: tuple[Picture, ...]
-    subject_class: str
+    classes: tuple[str, ...]
     features: tuple[SubjectFeatures | None, ...] = ()
     """By picture, where they are known already."""
+    mix: tuple[float, ...] = ()
+    """By picture its share of the one subject between them; empty: all of them side by side."""
     waiting: "list[ItemJob]" = field(default_factory=list)
     kv: SubjectKV | None = None
     seconds: float = 0.0

@@ -18,8 +18,8 @@ from ezigen.models.stack import Stack, decode_latents, encode_prompts
 from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
 from ezigen.sampling.denoiser import Conditions, Denoised, Denoiser, Step, plan_steps
 from ezigen.sampling.request import OnStep, Request, Sample, StepReport, StopReason
-from ezigen.sampling.subjects import encode_subject
-from ezigen.subject import SubjectEncoder, SubjectFeatures
+from ezigen.sampling.subjects import check_subjects, combine_subjects, encode_subject
+from ezigen.subject import SubjectEncoder
 
 MAX_TEXTS = 256
 """Prompts whose embeddings are kept from batch to batch."""
@@ -103,7 +103,7 @@ class Generator:
         """
         groups: dict[int, list[int]] = {}
         for row, request in enumerate(requests):
-            groups.setdefault(len(request.subjects) if self._num_slots else 0, []).append(row)
+            groups.setdefault(_num_token_sets(request) if self._num_slots else 0, []).append(row)
         return list(groups.values())
 
     def _generate_together(self, requests: Sequence[Request], on_step: OnStep | None) -> list[Sample]:
@@ -148,14 +148,13 @@ class Generator:
         if not request.subjects:
             message = f"{request.key}: mode {self.sampler.mode} needs at least one subject picture"
             raise ItemError(ErrorCode.ROW_INVALID, message)
+        check_subjects(request)
         assert self._adapters is not None
         features = [
-            encode_subject(
-                self._subject_encoder, picture, request.subject_class, self.stack.image_size_px, self.sampler
-            )
-            for picture in request.subjects
+            encode_subject(self._subject_encoder, picture, name, self.stack.image_size_px, self.sampler)
+            for picture, name in zip(request.subjects, request.classes, strict=True)
         ]
-        return self._adapters.subject_kv(SubjectFeatures.concatenate(features))
+        return self._adapters.subject_kv(combine_subjects(features, request.mix))
 
     def _draw_from_text(self, batch: Sequence[_Work], steps: Sequence[Step], on_step: OnStep | None) -> None:
         """Mode text_only: every step with idle adapters."""
@@ -257,6 +256,11 @@ class Generator:
                 message = f"{work.request.key}: the image is not finite; run the model with dtype bf16 or fp32"
                 raise ItemError(ErrorCode.GENERATION_FAILED, message)
             return pixels, to_image(pixels[0])
+
+
+def _num_token_sets(request: Request) -> int:
+    """Pictures' worth of tokens that the adapters attend to."""
+    return 1 if request.mix else len(request.subjects)
 
 
 def _sketch_key(request: Request) -> tuple[str, str, int]:

@@ -31,6 +31,17 @@ class Request:
     """Whether the sample keeps the pictures on the way: the sketch, and the image of every loop."""
     features: "tuple[SubjectFeatures | None, ...]" = ()
     """By subject picture its features (batch 1), where they are known already; the engine encodes the others."""
+    subject_classes: tuple[str, ...] = ()
+    """By subject picture its class, where the pictures show different subjects; empty: subject_class for all."""
+    mix: tuple[float, ...] = ()
+    """By subject picture its share, all together 1: one subject between these, as in the paper's interpolation. Empty:
+    all of them, side by side, several views of one subject or several subjects.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """By subject picture the class under which it is encoded."""
+        return self.subject_classes or (self.subject_class,) * len(self.subjects)
 
 
 @dataclass(frozen=True, eq=False)
