@@ -17,11 +17,12 @@ from ezigen.engine.counters import Counters
 from ezigen.engine.lanes import StepLane
 from ezigen.engine.planner import Lane
 from ezigen.engine.work import Guide, Passage, SubjectJob
+from ezigen.models.exceptional import encode_exceptional
 from ezigen.models.faults import is_device_fault, is_out_of_memory
 from ezigen.models.flop import FlopMeter
 from ezigen.models.image_encoder import ImageEncoder
-from ezigen.models.pixels import to_image
-from ezigen.models.stack import Stack, decode_latents, encode_prompts
+from ezigen.models.pixels import to_image, to_pixels
+from ezigen.models.stack import Stack, decode_latents, encode_pictures, encode_prompts
 from ezigen.sampling.subjects import combine_subjects, encode_subject, keep_tokens
 from ezigen.subject import SubjectEncoder, SubjectFeatures
 from ezigen.subject.foreground import drop_masked
@@ -83,6 +84,7 @@ class Runner:
         self._noise = noise
         self._subject_encoder = SubjectEncoder(networks.stack, noise)
         self._lanes: dict[Lane, StepLane] = {}
+        self._exceptional: Tensor | None = None
 
     def encode_text(self, prompt: str) -> Tensor:
         """Text embeddings (1, L, D)."""
@@ -92,6 +94,19 @@ class Runner:
     def encode_subject(self, job: SubjectJob) -> SubjectKV:
         """Keys and values of all its pictures, joined along the tokens and padded to one of few lengths."""
         return self._counted("encode", (len(job.pictures), job.num_to_encode), lambda: self._encode_subject(job))
+
+    @property
+    def exceptional(self) -> Tensor:
+        """Text embeddings (1, L, D) under which sources are inverted."""
+        if self._exceptional is None:
+            self._exceptional = encode_exceptional(self._stack, self._sampler.edit.exceptional_token)
+        return self._exceptional
+
+    @torch.no_grad()
+    def encode_source(self, picture: Image.Image) -> Tensor:
+        """Latents (1, c, h, w) of a source picture."""
+        call = lambda: encode_pictures(self._stack, to_pixels(picture)[None])  # noqa: E731
+        return self._counted("encode", ("source", picture.size), call)
 
     def _encode_subject(self, job: SubjectJob) -> SubjectKV:
         assert self._networks.adapters is not None
@@ -173,11 +188,11 @@ class Runner:
 
     @torch.no_grad()
     def decode(self, latents: Sequence[Tensor | None], *, with_patches: bool) -> list[Decoded | None]:
-        """Pictures of latents (1, c, h, w), by slot; all slots are computed."""
-        empty = torch.zeros((1, *self._stack.latent_shape), device=self._stack.device)
+        """Pictures of latents (1, c, h, w) of one size, by slot; all slots are computed."""
+        empty = torch.zeros_like(next(latent for latent in latents if latent is not None))
         batch = torch.cat([empty if latent is None else latent for latent in latents])
         filled = sum(latent is not None for latent in latents) / len(latents)
-        shapes = (len(latents), with_patches)
+        shapes = (tuple(batch.shape), with_patches)
         pixels, patches = self._counted("decode", shapes, lambda: self._look(batch, with_patches), filled)
         finite = torch.isfinite(pixels).flatten(1).all(dim=1).tolist()
         return [
