@@ -22,6 +22,7 @@ from ezigen.models.flop import FlopMeter
 from ezigen.models.image_encoder import ImageEncoder
 from ezigen.models.pixels import to_image
 from ezigen.models.stack import Stack, decode_latents, encode_prompts
+from ezigen.models.text import TextCondition
 from ezigen.sampling.subjects import encode_subject, keep_tokens
 from ezigen.subject import SubjectEncoder, SubjectFeatures
 from ezigen.subject.foreground import drop_masked
@@ -84,8 +85,8 @@ class Runner:
         self._subject_encoder = SubjectEncoder(networks.stack, noise)
         self._lanes: dict[Lane, StepLane] = {}
 
-    def encode_text(self, prompt: str) -> Tensor:
-        """Text embeddings (1, L, D)."""
+    def encode_text(self, prompt: str | None) -> TextCondition:
+        """One prompt as the UNet reads it; None as in `encode_prompts`."""
         return self._counted("text", (), lambda: encode_prompts(self._stack, [prompt]))
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from ezigen.diffusion import NoiseSource
 from ezigen.models.image_encoder import ImageEncoder
 from ezigen.models.pixels import to_image
 from ezigen.models.stack import Stack, decode_latents, encode_prompts
+from ezigen.models.text import TextCondition
 from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
 from ezigen.sampling.denoiser import Conditions, Denoised, Denoiser, Step, plan_steps
 from ezigen.sampling.request import OnStep, Request, Sample, StepReport, StopReason
@@ -30,8 +31,8 @@ class _Work:
     """One request on its way to an image."""
 
     request: Request
-    positive: Tensor
-    negative: Tensor
+    positive: TextCondition
+    negative: TextCondition
     latents: Tensor
     subject: SubjectKV | None = None
     sketch: Image.Image | None = None
@@ -81,7 +82,7 @@ class Generator:
         self._denoiser = Denoiser(stack, adapters, sampler, self._noise)
         self._subject_encoder = SubjectEncoder(stack, self._noise)
         self._steps = plan_steps(stack.schedule.timesteps(sampler.num_steps))
-        self._texts: dict[str, Tensor] = {}
+        self._texts: dict[str | None, TextCondition] = {}
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], on_step: OnStep | None = None) -> list[Sample]:
@@ -127,7 +128,7 @@ class Generator:
         work = _Work(
             request=request,
             positive=self._text(request.prompt),
-            negative=self._text(request.negative_prompt or self.sampler.negative_prompt),
+            negative=self._text(request.negative_prompt or self.sampler.negative_prompt or None),
             latents=latents.to(self.stack.device),
         )
         if self.sampler.mode != "text_only":
@@ -136,7 +137,7 @@ class Generator:
         work.seconds += time.perf_counter() - started
         return work
 
-    def _text(self, prompt: str) -> Tensor:
+    def _text(self, prompt: str | None) -> TextCondition:
         if len(self._texts) >= MAX_TEXTS:
             self._texts.clear()
         if prompt not in self._texts:
@@ -229,8 +230,8 @@ class Generator:
         with _timed(batch):
             rows = [slot % len(batch) for slot in range(max(len(batch), self._num_slots or 0))]
             conditions = Conditions(
-                positive=torch.cat([work.positive for work in batch]),
-                negative=torch.cat([work.negative for work in batch]),
+                positive=TextCondition.cat([work.positive for work in batch]),
+                negative=TextCondition.cat([work.negative for work in batch]),
                 seeds=tuple(work.request.seed for work in batch),
             ).select(rows)
             subjects = [work.subject for work in (batch[row] for row in rows) if work.subject is not None]

@@ -29,7 +29,7 @@ from ezigen.mini.world.captions import describe, random_caption
 from ezigen.mini.world.compose import Composer, draw_pose
 from ezigen.mini.world.products import Variant, make_variant, select_products
 from ezigen.mini.world.scenes import SCENE_NAMES
-from ezigen.subject import SubjectFeatures, encode_latents
+from ezigen.subject import SubjectFeatures, record_norms
 
 NUM_VIEWS = 4
 T_SUB = 1
@@ -57,8 +57,12 @@ def encode_subjects(parts: TextToImage, latents: Tensor, classes: list[str]) -> 
     times = torch.full((len(latents),), T_SUB, device=latents.device)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
     noisy = parts.schedule.add_noise(latents, noise, times)
-    with torch.autocast(latents.device.type, parts.autocast, enabled=parts.autocast != torch.float32):
-        return encode_latents(parts.unet, noisy, times, text)
+    with (
+        torch.autocast(latents.device.type, parts.autocast, enabled=parts.autocast != torch.float32),
+        record_norms(parts.unet) as tokens,
+    ):
+        parts.unet(noisy, times, text)
+    return SubjectFeatures(tokens)
 
 
 @dataclass
