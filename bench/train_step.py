@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ezigen.adapters import AdapterSet, attach_adapters
 from ezigen.config import OptimizerConfig, TrainingConfig
-from ezigen.models import Stack, encode_pictures, encode_prompts, load_stack, tokenize_prompts
+from ezigen.models import Stack, call_unet, encode_pictures, encode_prompts, load_stack, tokenize_prompts
 from ezigen.subject import SUBJECT_PROMPT, SubjectEncoder, SubjectFeatures, encode_latents
 from ezigen.training import Learner, TrainBatch
 
@@ -63,7 +63,7 @@ class AuthorsStep:
         t = torch.randint(0, stack.schedule.num_train_steps, (batch_size,), device=stack.device)
         noisy = stack.schedule.add_noise(latents, noise, t)
         with self._adapters.active(features):
-            output = stack.unet(noisy, t, text, return_dict=False)[0]
+            output = call_unet(stack.unet, noisy, t, text, px_per_latent=stack.px_per_latent)
         loss = (output - stack.schedule.target(latents, noise, t)).square().mean()
         self._optimizer.zero_grad()
         loss.backward()
@@ -76,7 +76,8 @@ class AuthorsStep:
         latents = encode_pictures(stack, self._subjects)
         t = torch.ones(len(latents), dtype=torch.long, device=stack.device)
         noisy = stack.schedule.add_noise(latents, torch.randn_like(latents), t)
-        found = encode_latents(stack.unet, noisy, t, encode_prompts(stack, self._prompts))
+        text = encode_prompts(stack, self._prompts)
+        found = encode_latents(stack.unet, noisy, t, text, px_per_latent=stack.px_per_latent)
         batch_size = len(self._captions)
         return SubjectFeatures({n: s.reshape(batch_size, -1, s.shape[-1]) for n, s in found.tokens.items()})
 
@@ -102,7 +103,7 @@ def make_batch(stack: Stack, pictures: Tensor, captions: list[str], *, stored: b
         positions=torch.arange(batch_size),
         mean=mean,
         variance=torch.full_like(mean, 1e-4),
-        text=encode_prompts(stack, captions).half(),
+        text=encode_prompts(stack, captions).to(stack.device, torch.float16),
         token_ids=tokenize_prompts(stack, captions).input_ids,
         slots=torch.ones(batch_size, 1, dtype=torch.bool),
         timesteps=torch.tensor([[0, 999]] * batch_size),

@@ -28,6 +28,7 @@ from ezigen.engine.work import Guide, InversionJob, ItemJob, ItemKey, Passage, S
 from ezigen.images import fit_square
 from ezigen.models.faults import is_device_fault, is_out_of_memory
 from ezigen.models.peak import peak_flops
+from ezigen.models.text import TextCondition
 from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
 from ezigen.sampling.editing import Background, background_cells, begin_trajectory, prepare_edit
 from ezigen.sampling.request import Request, Sample, StopReason
@@ -113,7 +114,7 @@ class Engine:
         self._planner: StepPlanner[Job] = StepPlanner(self._slots_of)
         self._route = Route(sampler, self.stack.schedule.timesteps(sampler.num_steps))
         self._forecast = LoopForecast(sampler)
-        self._texts: Cache[str, Tensor] = Cache(self.limits.cached_texts)
+        self._texts: Cache[str | None, TextCondition] = Cache(self.limits.cached_texts)
         self._sketches: Cache[SketchKey, SketchJob] = Cache(self.limits.cached_sketches)
         self._subjects: Cache[str, SubjectJob] = Cache(self.limits.cached_subject_bytes)
         self._inversions: Cache[str, InversionJob] = Cache(self.limits.cached_inversion_bytes)
@@ -560,17 +561,17 @@ class Engine:
 
     def _guide(self, item: ItemJob) -> Guide:
         request = item.request
-        negative = self._text(request.negative_prompt or self.sampler.negative_prompt)
+        negative = self._text(request.negative_prompt or self.sampler.negative_prompt or None)
         return Guide(self._text(request.prompt), negative, None if item.subject is None else item.subject.kv)
 
-    def _text(self, prompt: str) -> Tensor:
-        embeddings = self._texts.get(prompt)
-        self.counters.add("misses.text" if embeddings is None else "hits.text")
-        if embeddings is None:
+    def _text(self, prompt: str | None) -> TextCondition:
+        text = self._texts.get(prompt)
+        self.counters.add("misses.text" if text is None else "hits.text")
+        if text is None:
             with self.counters.timed("text"):
-                embeddings = self._runner.encode_text(prompt)
-            self._texts.put(prompt, embeddings)
-        return embeddings
+                text = self._runner.encode_text(prompt)
+            self._texts.put(prompt, text)
+        return text
 
     # ---- endings
 

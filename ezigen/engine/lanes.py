@@ -12,6 +12,8 @@ from ezigen.diffusion import CLEAN, NoiseSource, ddim_step, ddpm_step, dpmpp_2m_
 from ezigen.engine.planner import Kind, Lane
 from ezigen.engine.work import Guide, Passage
 from ezigen.models.stack import Stack
+from ezigen.models.text import TextCondition
+from ezigen.models.unet import call_unet
 
 
 class StepLane:
@@ -43,16 +45,16 @@ class StepLane:
         self.num_slots = num_slots
         self._unet: Callable[..., Any] = stack.unet
         self._idle = torch.zeros((1, *self._latent_shape), device=stack.device)
-        self._text: Tensor | None = None
+        self._text: TextCondition | None = None
         self._subject: SubjectKV | None = None
 
     def enter(self, slot: int, guide: Guide) -> None:
         """The sample in this slot is from now on guided by this."""
         if self._text is None:
-            self._text = guide.positive.new_zeros((self.num_slots * (1 + self._guided), *guide.positive.shape[1:]))
+            self._text = guide.positive.empty_slots(self.num_slots * (1 + self._guided))
         if self._guided:
-            self._text[slot] = guide.negative[0]
-        self._text[slot + self.num_slots * self._guided] = guide.positive[0]
+            self._text.fill(slot, guide.negative)
+        self._text.fill(slot + self.num_slots * self._guided, guide.positive)
         if guide.subject is not None:
             self._subject = self._subject or _empty_slots(guide.subject, self.num_slots)
             _copy(guide.subject, self._subject, slot)
@@ -111,8 +113,8 @@ class StepLane:
         return negative + self._guidance_scale * (positive - negative)
 
     def _call_unet(self, inputs: Tensor, t: Tensor) -> Tensor:
-        output: Tensor = self._unet(inputs, t, self._text, return_dict=False)[0]
-        return output.float()
+        assert self._text is not None
+        return call_unet(self._unet, inputs, t, self._text, px_per_latent=self._stack.px_per_latent).float()
 
     def _solve(
         self,

@@ -23,6 +23,7 @@ from ezigen.models.flop import FlopMeter
 from ezigen.models.image_encoder import ImageEncoder
 from ezigen.models.pixels import to_image, to_pixels
 from ezigen.models.stack import Stack, decode_latents, encode_pictures, encode_prompts
+from ezigen.models.text import TextCondition
 from ezigen.sampling.subjects import combine_subjects, encode_subject, keep_tokens
 from ezigen.subject import SubjectEncoder, SubjectFeatures
 from ezigen.subject.foreground import drop_masked
@@ -84,10 +85,10 @@ class Runner:
         self._noise = noise
         self._subject_encoder = SubjectEncoder(networks.stack, noise)
         self._lanes: dict[Lane, StepLane] = {}
-        self._exceptional: Tensor | None = None
+        self._exceptional: TextCondition | None = None
 
-    def encode_text(self, prompt: str) -> Tensor:
-        """Text embeddings (1, L, D)."""
+    def encode_text(self, prompt: str | None) -> TextCondition:
+        """One prompt as the UNet reads it; None as in `encode_prompts`."""
         return self._counted("text", (), lambda: encode_prompts(self._stack, [prompt]))
 
     @torch.no_grad()
@@ -96,7 +97,7 @@ class Runner:
         return self._counted("encode", (len(job.pictures), job.num_to_encode), lambda: self._encode_subject(job))
 
     @property
-    def exceptional(self) -> Tensor:
+    def exceptional(self) -> TextCondition:
         """Text embeddings (1, L, D) under which sources are inverted."""
         if self._exceptional is None:
             self._exceptional = encode_exceptional(self._stack, self._sampler.edit.exceptional_token)

@@ -11,6 +11,7 @@ from ezigen.adapters.attach import SubjectKV
 from ezigen.diffusion import CLEAN
 from ezigen.images import Picture
 from ezigen.images.canvas import Canvas
+from ezigen.models.text import TextCondition
 from ezigen.sampling.denoiser import Step
 from ezigen.sampling.editing import Background
 from ezigen.sampling.request import Request, StopReason
@@ -25,10 +26,10 @@ ItemKey: TypeAlias = tuple[str, SketchKey, str]
 
 @dataclass(frozen=True, eq=False)
 class Guide:
-    """What one sample is guided by, batch 1: text embeddings (1, L, D), and the subject if there is one."""
+    """What one sample is guided by, batch 1: its texts, and the subject if there is one."""
 
-    positive: Tensor
-    negative: Tensor
+    positive: TextCondition
+    negative: TextCondition
     subject: SubjectKV | None = None
 
 

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
         load_stack,
         tokenize_prompts,
     )
+    from ezigen.models.text import TextCondition
     from ezigen.models.text_image_encoder import TextImageEncoder, load_text_image_encoder
+    from ezigen.models.unet import call_unet
 
 __all__ = [
     "ImageEncoder",
     "Stack",
+    "TextCondition",
     "TextImageEncoder",
+    "call_unet",
     "decode_latents",
     "encode_pictures",
     "encode_posterior",
@@ -48,7 +52,9 @@ __getattr__ = lazy_names(
     {
         "ImageEncoder": "image_encoder",
         "Stack": "stack",
+        "TextCondition": "text",
         "TextImageEncoder": "text_image_encoder",
+        "call_unet": "unet",
         "decode_latents": "stack",
         "encode_pictures": "stack",
         "encode_posterior": "stack",

@@ -5,27 +5,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ezigen.models.stack import Stack, encode_prompts
+from ezigen.models.stack import Stack, tokenize_prompts
+from ezigen.models.text import TextCondition
 
 
 @torch.no_grad()
-def encode_exceptional(stack: Stack, token_id: int = 7788) -> Tensor:
-    """Text embeddings (1, L, D) of one token, repeated over the model's length L without positional embeddings.
+def encode_exceptional(stack: Stack, token_id: int = 7788) -> TextCondition:
+    """One text: a token, repeated over the model's length without positional embeddings.
 
     A vocabulary that has no such token takes the remainder of its number: what matters is that it is always the same.
     """
     config = stack.text_encoder.config
-    length = encode_prompts(stack, [""]).shape[1]
-    tokens = torch.full((1, length), token_id % config.vocab_size, device=stack.device)
+    ids = torch.full_like(tokenize_prompts(stack, [""]).input_ids, token_id % config.vocab_size)
     positions = next(
         module for name, module in stack.text_encoder.named_modules() if name.endswith("position_embedding")
     )
     handle = positions.register_forward_hook(_nothing)
     try:
-        embeddings: Tensor = stack.text_encoder(tokens)[0]
+        return TextCondition(stack.text_encoder(ids.to(stack.device))[0])
     finally:
         handle.remove()
-    return embeddings
 
 
 def _nothing(_module: Any, _inputs: Any, output: Tensor) -> Tensor:

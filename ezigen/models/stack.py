@@ -15,6 +15,7 @@ from ezigen.config import ConfigurationError
 from ezigen.diffusion import NoiseSchedule
 from ezigen.models.fingerprint import model_fingerprint
 from ezigen.models.location import check_stack_folder, resolve_folder
+from ezigen.models.text import TextCondition
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,6 +45,11 @@ class Stack:
     def latent_size(self) -> int:
         """Side of a latent: 64 for SD2.1-base."""
         return int(self.unet.config.sample_size)
+
+    @property
+    def px_per_latent(self) -> int:
+        """Pixels along a side per latent: 8 for Stable Diffusion."""
+        return self.image_size_px // self.latent_size
 
 
 def load_stack(model: str, *, device: str = "auto", dtype: str = "auto") -> Stack:
@@ -151,16 +157,17 @@ def _check_fits_together(model: str, unet: Any, vae: Any, text_encoder: Any) -> 
 
 
 @torch.no_grad()
-def encode_prompts(stack: Stack, prompts: Sequence[str]) -> Tensor:
-    """Text embeddings (B, L, D): the last hidden state for the tokens of each prompt, padded to the model's length L.
+def encode_prompts(stack: Stack, prompts: Sequence[str | None]) -> TextCondition:
+    """The prompts as the UNet reads them: the last hidden state for each token, padded to the model's length L.
 
-    Words beyond L tokens (77 for Stable Diffusion) have no influence; a warning says so.
+    None is no text at all, what guidance compares with where there is no negative prompt. Words beyond L tokens (77 for
+    Stable Diffusion) have no influence; a warning says so.
     """
-    tokens = tokenize_prompts(stack, prompts)
+    tokens = tokenize_prompts(stack, [prompt or "" for prompt in prompts])
     masked = getattr(stack.text_encoder.config, "use_attention_mask", False)
     mask = tokens.attention_mask.to(stack.device) if masked else None
     embeddings: Tensor = stack.text_encoder(tokens.input_ids.to(stack.device), attention_mask=mask)[0]
-    return embeddings
+    return TextCondition(embeddings)
 
 
 def tokenize_prompts(stack: Stack, prompts: Sequence[str]) -> Any:

@@ -11,6 +11,8 @@ from ezigen.adapters.attach import AdapterSet, SubjectKV
 from ezigen.config import SamplerConfig
 from ezigen.diffusion import CLEAN, NoiseSource, ddim_step, ddpm_step, dpmpp_2m_step
 from ezigen.models.stack import Stack
+from ezigen.models.text import TextCondition
+from ezigen.models.unet import call_unet
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,16 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
-    """What guides each sample: text embeddings (B, L, D) of prompt and negative prompt, and the seed of its noise."""
+    """What guides each of B samples: prompt and negative prompt, and the seed of its noise."""
 
-    positive: Tensor
-    negative: Tensor
+    positive: TextCondition
+    negative: TextCondition
     seeds: tuple[int, ...]
 
     def select(self, rows: Sequence[int]) -> "Conditions":
         """These samples, in this order."""
-        return Conditions(self.positive[rows], self.negative[rows], tuple(self.seeds[row] for row in rows))
+        seeds = tuple(self.seeds[row] for row in rows)
+        return Conditions(self.positive.select(rows), self.negative.select(rows), seeds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,7 @@ class Denoiser:
         blend: for edits, what becomes of the latents at the timestep that they have just reached.
         A multistep solver starts afresh here: what came before, another phase or loop, drew another image.
         """
-        both = torch.cat([conditions.negative, conditions.positive])
+        both = TextCondition.cat([conditions.negative, conditions.positive])
         last_x0, last_t = None, CLEAN
         for step in steps:
             t = torch.full((len(latents),), step.t, device=latents.device)
@@ -96,7 +99,7 @@ class Denoiser:
             last_x0, last_t = x0, step.t
             yield Denoised(step, latents, x0)
 
-    def invert(self, latents: Tensor, text: Tensor, steps: Sequence[Step]) -> Iterator[Denoised]:
+    def invert(self, latents: Tensor, text: TextCondition, steps: Sequence[Step]) -> Iterator[Denoised]:
         """Move the latents (B, c, h, w) of pictures towards noise (paper 3.4), step by step: second order, whatever the
         sampler's solver, without guidance, adapters idle, under the text embeddings (B, L, D).
         """
@@ -111,7 +114,7 @@ class Denoiser:
             yield Denoised(step, latents, x0)
 
     def _predict(
-        self, latents: Tensor, t: Tensor, text: Tensor, subject: SubjectKV | None, guidance_scale: float = 1.0
+        self, latents: Tensor, t: Tensor, text: TextCondition, subject: SubjectKV | None, guidance_scale: float = 1.0
     ) -> Tensor:
         """The guided network output in fp32; the subject is the same in both guidance branches."""
         inputs = latents.to(self._stack.dtype)
@@ -128,9 +131,8 @@ class Denoiser:
         negative, positive = output.chunk(2)
         return negative + guidance_scale * (positive - negative)
 
-    def _call_unet(self, inputs: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        output: Tensor = self._stack.unet(inputs, t, text, return_dict=False)[0]
-        return output.float()
+    def _call_unet(self, inputs: Tensor, t: Tensor, text: TextCondition) -> Tensor:
+        return call_unet(self._stack.unet, inputs, t, text, px_per_latent=self._stack.px_per_latent).float()
 
     def _first_order_step(
         self, output: Tensor, latents: Tensor, t: Tensor, step: Step, seeds: Sequence[int], loop: int

@@ -17,6 +17,7 @@ from ezigen.models.exceptional import encode_exceptional
 from ezigen.models.image_encoder import ImageEncoder
 from ezigen.models.pixels import to_image, to_pixels
 from ezigen.models.stack import Stack, decode_latents, encode_pictures, encode_prompts
+from ezigen.models.text import TextCondition
 from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
 from ezigen.sampling.denoiser import Conditions, Denoised, Denoiser, Step, plan_steps
 from ezigen.sampling.editing import (
@@ -40,8 +41,8 @@ class _Work:
     """One request on its way to an image."""
 
     request: Request
-    positive: Tensor
-    negative: Tensor
+    positive: TextCondition
+    negative: TextCondition
     latents: Tensor
     subject: SubjectKV | None = None
     canvas: Canvas | None = None
@@ -93,7 +94,7 @@ class Generator:
         self._denoiser = Denoiser(stack, adapters, sampler, self._noise)
         self._subject_encoder = SubjectEncoder(stack, self._noise)
         self._steps = plan_steps(stack.schedule.timesteps(sampler.num_steps))
-        self._texts: dict[str, Tensor] = {}
+        self._texts: dict[str | None, TextCondition] = {}
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], on_step: OnStep | None = None) -> list[Sample]:
@@ -151,7 +152,7 @@ class Generator:
             request=request,
             canvas=canvas,
             positive=self._text(request.prompt),
-            negative=self._text(request.negative_prompt or self.sampler.negative_prompt),
+            negative=self._text(request.negative_prompt or self.sampler.negative_prompt or None),
             latents=latents.to(self.stack.device),
         )
         if self.sampler.mode != "text_only":
@@ -160,7 +161,7 @@ class Generator:
         work.seconds += time.perf_counter() - started
         return work
 
-    def _text(self, prompt: str) -> Tensor:
+    def _text(self, prompt: str | None) -> TextCondition:
         if len(self._texts) >= MAX_TEXTS:
             self._texts.clear()
         if prompt not in self._texts:
@@ -212,7 +213,7 @@ class Generator:
         with _timed(works):
             rows = self._slot_rows(len(works))
             latents = torch.cat([work.latents for work in works])[rows]
-            text = encode_exceptional(self.stack, self.sampler.edit.exceptional_token).expand(len(rows), -1, -1)
+            text = encode_exceptional(self.stack, self.sampler.edit.exceptional_token).select([0] * len(rows))
             for done in self._denoiser.invert(latents, text, inversion):
                 for index, trajectory in enumerate(trajectories):
                     trajectory[done.step.next_t] = done.latents[index : index + 1].clone()
@@ -279,8 +280,8 @@ class Generator:
         with _timed(batch):
             rows = self._slot_rows(len(batch))
             conditions = Conditions(
-                positive=torch.cat([work.positive for work in batch]),
-                negative=torch.cat([work.negative for work in batch]),
+                positive=TextCondition.cat([work.positive for work in batch]),
+                negative=TextCondition.cat([work.negative for work in batch]),
                 seeds=tuple(work.request.seed for work in batch),
             ).select(rows)
             subjects = [work.subject for work in (batch[row] for row in rows) if work.subject is not None]

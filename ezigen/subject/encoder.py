@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ezigen.diffusion import NoiseSource
 from ezigen.models.blocks import transformer_blocks
 from ezigen.models.stack import Stack, encode_pictures, encode_prompts
+from ezigen.models.text import TextCondition
+from ezigen.models.unet import call_unet
 from ezigen.subject.features import SubjectFeatures
 
 SUBJECT_PROMPT = "a photo of a {subject_class}."
@@ -42,17 +44,19 @@ class SubjectEncoder:
         t = torch.full((len(pictures),), t_sub, device=stack.device)
         noisy = stack.schedule.add_noise(latents, noise.to(stack.device), t)
         text = encode_prompts(stack, [template.replace("{subject_class}", name) for name in subject_classes])
-        return encode_latents(stack.unet, noisy.to(stack.dtype), t, text)
+        return encode_latents(stack.unet, noisy.to(stack.dtype), t, text, px_per_latent=stack.px_per_latent)
 
 
 @torch.no_grad()
-def encode_latents(unet: nn.Module, noisy_latents: Tensor, t: Tensor, text: Tensor) -> SubjectFeatures:
-    """Subject features of noised latents (B, c, h, w) at timesteps (B,) under text embeddings (B, L, D).
+def encode_latents(
+    unet: nn.Module, noisy_latents: Tensor, t: Tensor, text: TextCondition, *, px_per_latent: int
+) -> SubjectFeatures:
+    """Subject features of noised latents (B, c, h, w) at timesteps (B,) under B texts; px_per_latent as in `call_unet`.
 
     One UNet forward without guidance or gradients; adapters, if attached, must be idle.
     """
     with record_norms(unet) as tokens:
-        unet(noisy_latents, t, encoder_hidden_states=text)
+        call_unet(unet, noisy_latents, t, text, px_per_latent=px_per_latent)
     return SubjectFeatures(tokens)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ezigen.models import TextCondition
 from ezigen.subject import SubjectFeatures
 
 SOURCES = ("coco", "youtube_vis")
@@ -24,8 +25,8 @@ class TrainBatch:
     """(B, c, h, w) fp32: mean of the target's posterior, scaled as the UNet expects latents."""
     variance: Tensor
     """(B, c, h, w) fp32: its variance, scaled by the square."""
-    text: Tensor | None
-    """(B, L, D) stored embeddings; None: encode token_ids."""
+    text: TextCondition | None
+    """Stored embeddings; None: encode token_ids."""
     token_ids: Tensor
     """(B, L) int64."""
     slots: Tensor
@@ -77,7 +78,7 @@ class TrainBatch:
             positions=self.positions[rows],
             mean=self.mean[rows],
             variance=self.variance[rows],
-            text=None if self.text is None else self.text[rows],
+            text=None if self.text is None else self.text.select(rows),
             token_ids=self.token_ids[rows],
             slots=self.slots[rows],
             timesteps=self.timesteps[rows],

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ezigen.config import ConfigurationError
 from ezigen.diffusion import NoiseSource
-from ezigen.models import Stack, encode_prompts, transformer_blocks
+from ezigen.models import Stack, TextCondition, encode_prompts, transformer_blocks
 from ezigen.subject import SUBJECT_PROMPT, SubjectEncoder, SubjectFeatures, encode_latents
 from ezigen.training.batch import TrainBatch
 from ezigen.training.draws import Draws
@@ -20,9 +20,9 @@ _MAX_CACHED_CLASSES = 1024
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
-    """text (B, L, D) in the stack's precision, and subject: the tokens that the adapters attend to."""
+    """text: B captions in the stack's precision. subject: the tokens that the adapters attend to."""
 
-    text: Tensor
+    text: TextCondition
     subject: SubjectFeatures
 
 
@@ -38,7 +38,7 @@ class Conditioner:
         self._stack = stack
         self._t_sub, self._template, self._padded_slots = t_sub, template, padded_slots
         self._widths = {name: block.norm1.weight.shape[0] for name, block in transformer_blocks(stack.unet).items()}
-        self._prompts: dict[str, Tensor] = {}
+        self._prompts: dict[str | None, TextCondition] = {}
         self._blank: SubjectFeatures | None = None
 
     @torch.no_grad()
@@ -46,12 +46,12 @@ class Conditioner:
         """Captions and subjects, without what the draws drop."""
         return Conditions(self._text(batch, draws.keeps_text), self._subject(batch, draws.keeps_subject))
 
-    def _text(self, batch: TrainBatch, keeps: Tensor) -> Tensor:
+    def _text(self, batch: TrainBatch, keeps: Tensor) -> TextCondition:
         text = encode_tokens(self._stack, batch.token_ids) if batch.text is None else batch.text
         text = text.to(self._stack.device, self._stack.dtype)
         if keeps.all():
             return text
-        return torch.where(keeps.to(text.device)[:, None, None], text, self._prompt(""))
+        return text.where(keeps.to(self._stack.device), self._prompt(None))
 
     def _subject(self, batch: TrainBatch, keeps: Tensor) -> SubjectFeatures:
         """The slots' tokens; a sample that is not kept has none, which is not the same as tokens of zeros."""
@@ -84,11 +84,12 @@ class Conditioner:
         noise = NoiseSource().noise(0, "subject", 0, 0, latents.shape[1:]).to(stack.device).expand_as(latents)
         t = torch.full((len(latents),), self._t_sub, device=stack.device)
         noisy = stack.schedule.add_noise(latents.float(), noise, t)
-        text = torch.cat([self._prompt(self._template.replace("{subject_class}", name)) for name in classes])
-        return encode_latents(stack.unet, noisy.to(stack.dtype), t, text)
+        prompts = [self._template.replace("{subject_class}", name) for name in classes]
+        text = TextCondition.cat([self._prompt(prompt) for prompt in prompts])
+        return encode_latents(stack.unet, noisy.to(stack.dtype), t, text, px_per_latent=stack.px_per_latent)
 
-    def _prompt(self, prompt: str) -> Tensor:
-        """(1, L, D). Each is encoded alone, so that its bits do not depend on which others came before a resume."""
+    def _prompt(self, prompt: str | None) -> TextCondition:
+        """Batch 1. Each is encoded alone, so that its bits do not depend on which others came before a resume."""
         if prompt not in self._prompts:
             if len(self._prompts) >= _MAX_CACHED_CLASSES:
                 self._prompts.clear()
@@ -120,8 +121,8 @@ class Conditioner:
 
 
 @torch.no_grad()
-def encode_tokens(stack: Stack, token_ids: Tensor) -> Tensor:
-    """Text embeddings (B, L, D) of token ids (B, L), as `encode_prompts` makes them of the prompts."""
+def encode_tokens(stack: Stack, token_ids: Tensor) -> TextCondition:
+    """Texts of token ids (B, L), as `encode_prompts` makes them of the prompts."""
     token_ids = token_ids.to(stack.device)
     mask = None
     if getattr(stack.text_encoder.config, "use_attention_mask", False):
@@ -129,7 +130,7 @@ def encode_tokens(stack: Stack, token_ids: Tensor) -> Tensor:
         # What follows the first end is padding, whichever token pads.
         mask = (ends.cumsum(dim=1) - ends.long() == 0).long()
     embeddings: Tensor = stack.text_encoder(token_ids, attention_mask=mask)[0]
-    return embeddings
+    return TextCondition(embeddings)
 
 
 def _class_per_slot(batch: TrainBatch, slots: Tensor) -> list[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ezigen.adapters import AdapterSet
 from ezigen.adapters.attach import mixed_precision
 from ezigen.diffusion import NoiseSchedule
-from ezigen.models import Stack
+from ezigen.models import Stack, call_unet
 from ezigen.training.batch import TrainBatch
 from ezigen.training.conditions import Conditions
 from ezigen.training.draws import Draws
@@ -45,7 +45,7 @@ def pair_loss(
     with mixed_precision(device, stack.dtype, torch.float32):
         subject = adapters.subject_kv(conditions.subject)
     with adapters.active(subject):
-        output = stack.unet(noisy.to(stack.dtype), t, conditions.text, return_dict=False)[0]
+        output = call_unet(stack.unet, noisy.to(stack.dtype), t, conditions.text, px_per_latent=stack.px_per_latent)
     error = output.float() - stack.schedule.target(latents, noise, t)
     per_sample = error.square().flatten(1).mean(dim=1)
     weights = loss_weights(stack.schedule, t, min_snr_gamma)

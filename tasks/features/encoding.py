@@ -69,7 +69,7 @@ class FeatureEncoder:
         token_ids: Tensor = tokenize_prompts(self._stack, texts).input_ids
         if not self.identity.text_embeddings:
             return token_ids, None
-        return token_ids, encode_prompts(self._stack, self._fill(texts))[: len(texts)]
+        return token_ids, encode_prompts(self._stack, self._fill(texts)).tokens[: len(texts)]
 
     def _fill_pictures(self, pictures: Sequence[Tensor]) -> Tensor:
         return torch.stack(self._fill(pictures))

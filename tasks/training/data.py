@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ezigen.config import ConfigurationError, SourceConfig, TrainingConfig
+from ezigen.models import TextCondition
 from ezigen.subject import SubjectFeatures
 from ezigen.training.batch import SOURCES, TrainBatch
 from ezigen.training.order import SampleOrder, batch_share, choose, permutation, rank_share
@@ -225,7 +226,7 @@ class TrainingSet:
             positions=torch.tensor([ref.position for ref in refs]),
             mean=target.mean,
             variance=target.variance,
-            text=text.embeddings,
+            text=None if text.embeddings is None else TextCondition(text.embeddings),
             token_ids=text.token_ids,
             slots=slots,
             timesteps=torch.tensor(ranges),

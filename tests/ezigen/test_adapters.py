@@ -14,7 +14,7 @@ from ezigen.adapters import (
     attach_adapters,
     detach_adapters,
 )
-from ezigen.models import transformer_blocks
+from ezigen.models import TextCondition, transformer_blocks
 from ezigen.subject import SubjectFeatures, encode_latents, record_norms
 from tests.tiny import tiny_unet
 
@@ -76,7 +76,8 @@ def call(unet, arguments):
 
 
 def features_of(unet, batch=4, seed=5):
-    return encode_latents(unet, *inputs(batch, seed))
+    x, t, text = inputs(batch, seed)
+    return encode_latents(unet, x, t, TextCondition(text), px_per_latent=4)
 
 
 # --- idle ---
@@ -458,7 +459,8 @@ def test_feature_shapes_of_sd21_base():
         meta(SD21_BASE),
         torch.zeros(1, 4, 64, 64, device="meta"),
         torch.ones(1, device="meta"),
-        torch.zeros(1, 77, 1024, device="meta"),
+        TextCondition(torch.zeros(1, 77, 1024, device="meta")),
+        px_per_latent=8,
     )
     expected = {
         "down_blocks.0": (2, 4096, 320),

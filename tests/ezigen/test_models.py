@@ -53,7 +53,7 @@ def test_a_stack_is_frozen_and_knows_its_sizes(tiny_stack):
 def test_prompts_equal_the_pipeline(tiny_stack, pipeline):
     prompts = ["a photo of a cup on the beach", "", "xyzzy, 42!"]
     theirs, _ = pipeline.encode_prompt(prompts, "cpu", 1, False)
-    assert torch.equal(encode_prompts(tiny_stack, prompts), theirs)
+    assert torch.equal(encode_prompts(tiny_stack, prompts).tokens, theirs)
 
 
 def test_a_prompt_that_is_cut_is_reported(tiny_stack, caplog):
@@ -72,8 +72,8 @@ def test_the_tokenizer_of_published_models_is_read(folder, tiny_stack):
     settings = {"model_max_length": 16, "pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer"}
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
     prompts = ["a photo of a cup on the beach", "", "xyzzy, 42"]
-    embeddings = encode_prompts(load_stack(str(folder), device="cpu"), prompts)
-    assert torch.equal(embeddings, encode_prompts(tiny_stack, prompts))
+    found = encode_prompts(load_stack(str(folder), device="cpu"), prompts)
+    assert torch.equal(found.tokens, encode_prompts(tiny_stack, prompts).tokens)
 
 
 def test_latents_are_the_scaled_posterior(tiny_stack, pipeline):
@@ -92,7 +92,7 @@ def test_latents_are_the_scaled_posterior(tiny_stack, pipeline):
 def test_bf16(tiny_folder):
     stack = load_stack(str(tiny_folder), device="cpu", dtype="bf16")
     assert {parameter.dtype for parameter in stack.unet.parameters()} == {torch.bfloat16}
-    assert encode_prompts(stack, ["a cup"]).dtype == torch.bfloat16
+    assert encode_prompts(stack, ["a cup"]).tokens.dtype == torch.bfloat16
     assert encode_pictures(stack, torch.zeros(1, 3, 32, 32)).dtype == torch.float32
 
 

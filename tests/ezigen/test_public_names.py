@@ -12,9 +12,9 @@ PUBLIC = {
     "ezigen.images": "FORMATS SUFFIXES ImageFormat Picture decode_picture encode_image encode_png fit_square "
     "thumbnail_strip",
     "ezigen.metrics": "CLIP_MODEL DINO_MODEL Scorer load_scorer",
-    "ezigen.models": "ImageEncoder Stack TextImageEncoder decode_latents encode_pictures encode_posterior "
-    "encode_prompts load_image_encoder load_stack load_text_image_encoder model_fingerprint resolve_folder to_image "
-    "to_pixels tokenize_prompts transformer_blocks",
+    "ezigen.models": "ImageEncoder Stack TextCondition TextImageEncoder call_unet decode_latents encode_pictures "
+    "encode_posterior encode_prompts load_image_encoder load_stack load_text_image_encoder model_fingerprint "
+    "resolve_folder to_image to_pixels tokenize_prompts transformer_blocks",
     "ezigen.pairs": "SELECTION Box Mask PairPictures Refusal RefusalReason bounding_box check_frames "
     "check_object check_subject_mask check_target_mask connected_share count_frame_pairs cut_target "
     "decode_segmentation distinct_frames draw_frames make_coco_pair make_video_pair mask_of_value "

@@ -113,7 +113,7 @@ class ByHand:
     def __init__(self, stack, adapters, setting, item, monkeypatch):
         self.stack, self.adapters, self.setting, self.item = stack, adapters, setting, item
         self.source = NoiseSource()
-        self.text = encode_prompts(stack, [item.negative_prompt, item.prompt])
+        self.text = encode_prompts(stack, [item.negative_prompt, item.prompt]).tokens
         self.monkeypatch = monkeypatch
         square = Image.new("RGB", (40, 40), "white")
         square.paste(item.subjects[0].rgb, (0, 5))

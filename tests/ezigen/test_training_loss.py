@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ezigen.adapters import attach_adapters, detach_adapters
 from ezigen.config import ConfigurationError, OptimizerConfig, SourceConfig, TrainingConfig
-from ezigen.models import encode_prompts, transformer_blocks
+from ezigen.models import TextCondition, encode_prompts, transformer_blocks
 from ezigen.subject import SubjectEncoder, SubjectFeatures
 from ezigen.training import Conditioner, Draws, TrainBatch, draw, learning_rate, pair_loss, without_dropout
 from ezigen.training.loss import loss_weights
@@ -113,8 +113,8 @@ def test_gradients_equal_those_of_a_plain_reference(tiny_stack, attached, predic
     terms.loss.backward()
 
     parameters = {name: value.detach().clone().requires_grad_() for name, value in adapters.tensors().items()}
-    text = batch.text.clone()
-    text[1] = encode_prompts(stack, [""])[0]
+    text = batch.text.tokens.clone()
+    text[1] = encode_prompts(stack, [""]).tokens[0]
     features = batch.features.keep(torch.tensor([True, True, False]))
     expected = reference_loss(
         plain, parameters, batch, draws, text, features, prediction=prediction, gamma=gamma,
@@ -225,13 +225,13 @@ def test_a_dropped_subject_leaves_no_tokens_and_a_dropped_text_an_empty_caption(
     zeros = SubjectFeatures({name: torch.zeros_like(tokens) for name, tokens in batch.features.tokens.items()})
     whole = conditioner.conditions(batch, draws)
     values = losses(tiny_stack, adapters, batch, found, first)
-    text = torch.cat([batch.text[:1], encode_prompts(tiny_stack, [""])])
+    text = TextCondition.cat([batch.text.select([0]), encode_prompts(tiny_stack, [""])])
     without = losses(tiny_stack, adapters, batch, replace(found, subject=empty, text=text), first)
     with_zeros = losses(tiny_stack, adapters, batch, replace(found, subject=zeros), first)
     torch.testing.assert_close(values[0], without[0], rtol=1e-5, atol=0)
     assert (values[0] - with_zeros[0]).abs() > 1e-4 * values[0]
     assert (values - losses(tiny_stack, adapters, batch, whole, first)).abs().min() > 1e-5
-    assert torch.equal(found.text, text)
+    assert torch.equal(found.text.tokens, text.tokens)
     # A batch in which nobody has a subject takes the short way; it means the same.
     nobody = replace(draws, keeps_subject=torch.tensor([False, False]))
     subject = conditioner.conditions(batch, nobody).subject
@@ -285,7 +285,7 @@ def test_texts_can_be_encoded_from_their_tokens(tiny_stack, masked):
     try:
         batch = make_batch(tiny_stack, [0, 1, 2, 3], stored_text=False)
         found = Conditioner(tiny_stack, t_sub=1).conditions(batch, keep_all(batch)).text
-        assert torch.equal(found, encode_prompts(tiny_stack, CAPTIONS))
+        assert torch.equal(found.tokens, encode_prompts(tiny_stack, CAPTIONS).tokens)
     finally:
         del config.use_attention_mask
 

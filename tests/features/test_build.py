@@ -88,7 +88,7 @@ def test_texts_are_token_ids_and_embeddings(stage, tiny_stack):
         options = {"padding": "max_length", "truncation": True, "max_length": found.token_ids.shape[0]}
         assert found.text == row["caption"]
         assert found.token_ids.tolist() == tiny_stack.tokenizer(row["caption"], **options).input_ids
-        wanted = encode_prompts(tiny_stack, [row["caption"]])[0]
+        wanted = encode_prompts(tiny_stack, [row["caption"]]).tokens[0]
         torch.testing.assert_close(found.embeddings.float(), wanted, atol=2e-3, rtol=2e-3)
 
 

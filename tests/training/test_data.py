@@ -85,7 +85,7 @@ def test_targets_and_texts_are_the_samples_own(tmp_path):
         assert torch.equal(batch.mean[sample], mean.half().float())
         assert torch.equal(batch.variance[sample], variance.bfloat16().float())
         assert torch.equal(batch.token_ids[sample], token_ids_of(pair.text))
-        assert torch.equal(batch.text[sample], training_set.store.read_text(text_id(text(pair.text))).embeddings)
+        assert torch.equal(batch.text.tokens[sample], training_set.store.read_text(text_id(text(pair.text))).embeddings)
         assert SOURCES[batch.sources[sample]] == pair.source
         assert batch.timesteps[sample].tolist() == ([100, 999] if pair.source == "coco" else [0, 500])
     assert batch.mean.dtype == batch.variance.dtype == torch.float32

@@ -30,7 +30,7 @@ from ezigen.mini.recipe.workers import spread
 from ezigen.mini.world.captions import describe
 from ezigen.mini.world.compose import Composer, draw_pose
 from ezigen.mini.world.products import Variant, make_variant, select_products
-from ezigen.subject import SubjectFeatures, encode_latents
+from ezigen.subject import SubjectFeatures, record_norms
 
 NUM_VIEWS = 4
 T_SUB = 1
@@ -65,8 +65,12 @@ def encode_subjects(parts: TextToImage, latents: Tensor, text: Tensor) -> Subjec
     noise = subject_noise(tuple(latents.shape[1:]), latents.device.type).expand_as(latents)
     noisy = parts.schedule.add_noise(latents, noise, times)
     enabled = parts.autocast != torch.float32
-    with torch.autocast(latents.device.type, parts.autocast, enabled=enabled, cache_enabled=False):
-        return encode_latents(parts.unet, noisy, times, text)
+    with (
+        torch.autocast(latents.device.type, parts.autocast, enabled=enabled, cache_enabled=False),
+        record_norms(parts.unet) as tokens,
+    ):
+        parts.unet(noisy, times, text)
+    return SubjectFeatures(tokens)
 
 
 @dataclass
