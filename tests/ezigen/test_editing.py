@@ -140,13 +140,13 @@ def test_the_soft_edge_is_as_wide_as_it_says_and_stays_off_the_rim():
 
 
 def test_the_exceptional_prompt_is_one_token_without_positions(tiny_stack):
-    embeddings = encode_exceptional(tiny_stack)
-    assert embeddings.shape == encode_prompts(tiny_stack, ["a cup"]).shape
+    embeddings = encode_exceptional(tiny_stack).tokens
+    assert embeddings.shape == encode_prompts(tiny_stack, ["a cup"]).tokens.shape
     assert torch.allclose(embeddings, embeddings[:, :1].expand_as(embeddings), atol=1e-5)
     vocabulary = tiny_stack.text_encoder.config.vocab_size
-    assert torch.equal(embeddings, encode_exceptional(tiny_stack, 7788 % vocabulary))
-    assert not torch.allclose(embeddings, encode_exceptional(tiny_stack, 7789), atol=1e-3)
-    after = encode_prompts(tiny_stack, ["a cup"])  # positions are back
+    assert torch.equal(embeddings, encode_exceptional(tiny_stack, 7788 % vocabulary).tokens)
+    assert not torch.allclose(embeddings, encode_exceptional(tiny_stack, 7789).tokens, atol=1e-3)
+    after = encode_prompts(tiny_stack, ["a cup"]).tokens  # positions are back
     assert not torch.allclose(after, after[:, :1].expand_as(after), atol=1e-3)
 
 
