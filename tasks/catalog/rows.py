@@ -99,9 +99,9 @@ class ItemKeys:
         ["ezigen-item/1", sampler digest, model fingerprint, adapter fingerprint, item_id, [subject_uri, ...],
          subject_class, prompt, negative_prompt, seed, subject_mask_uri, source_uri, mask_uri]
 
-    and for a row with a source_uri two more: mask_box ([x0, y0, x1, y1] or null) and the digest of the sampler's edit.
+    and for a row with a source_uri two more, mask_box ([x0, y0, x1, y1] or null) and the digest of sampler.edit.
     The row's values are those after `parse_row`: surrounding white space removed, the seed filled in, absent locations
-    null. Locations count as written, not as resolved, so a catalog that moves together with its pictures keeps its keys.
+    null. Locations count as written, not as resolved, so a catalog that moves with its pictures keeps its keys.
     """
 
     def __init__(self, fingerprint: RunFingerprint) -> None:
