@@ -122,7 +122,7 @@ def inversion_psnr(stack: Stack, sampler: SamplerConfig, cases: Sequence[EditCas
     steps = plan_steps(stack.schedule.timesteps(sampler.num_steps))[sampler.num_steps_before_edit :]
     unguided = sampler.model_copy(update={"guidance_scale": 1.0, "solver": "dpmpp_2m"})
     denoiser = Denoiser(stack, None, unguided, NoiseSource())
-    text = encode_exceptional(stack, sampler.edit.exceptional_token).expand(len(cases), -1, -1)
+    text = encode_exceptional(stack, sampler.edit.exceptional_token).select([0] * len(cases))
     latents = source
     for done in denoiser.invert(source, text, plan_inversion(steps)):
         latents = done.latents

@@ -11,13 +11,13 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def test_every_block_runs_in_order(tmp_path, monkeypatch, capsys):
     text = (DOCS / "tutorial.md").read_text("utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.S | re.M)
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 9
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for number, block in enumerate(blocks):
         try:
-            exec(compile(block, f"block {number + 1} of tutorial.md", "exec"), names)  # noqa: S102
+            exec(compile(block, f"block {number + 1} of tutorial.md", "exec"), names)
         except Exception as error:
             error.add_note(block)
             raise
