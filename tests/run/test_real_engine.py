@@ -83,6 +83,18 @@ def test_a_run_whose_unet_is_compiled_says_how_often(tmp_path, tiny_model):
     assert_complete(out, 2)
 
 
+# ---- Stable Diffusion XL
+
+
+def test_a_run_with_xl_takes_a_subject_from_its_store_and_encodes_the_other(tmp_path, xl_model, square_catalog):
+    write_subjects(tmp_path / "red", xl_model.model, files(square_catalog, "red"))
+    measured = run_with(square_catalog, tmp_path / "out", xl_model, tmp_path / "red")
+    assert measured["unet_calls"]["encode"] == 1
+    assert measured["cache_hit_share"]["features"] == 0.5
+    assert_complete(tmp_path / "out", 6)
+    assert len(set(image_hashes(tmp_path / "out").values())) == 6
+
+
 # ---- features that a store holds
 
 
