@@ -102,7 +102,7 @@ def profile_step(networks: Networks, sampler: SamplerConfig, slots: int) -> str:
             engine.step()
         if on_gpu:
             torch.cuda.synchronize()
-    order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     return str(profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=60))
 
 
@@ -142,9 +142,10 @@ def main() -> None:
         if peak is not None:
             show(f"FLOP utilisation, {slots} slots", made["flops"] / peak, "share", wanted="value >= 0.5")
         show(f"time inside the networks, {slots} slots", made["inside"], "share")
-    print(profile_step(networks, sampler, fitting))
+    profile = profile_step(networks, sampler, fitting)
     ours, theirs = per_evaluation(stack, adapters, fitting, args.steps)
     show(f"ms per UNet evaluation against diffusers, {fitting} slots", 1e3 * ours, "ms", 1e3 * theirs)
+    print(profile)
     print(f"images/s against batch 1, best: {best / baseline:.2f} (wanted >= 4 on a GPU)")
 
 

@@ -13,7 +13,7 @@ from ezigen.config.pairs import CocoSelection, PairConfig, PairInputs, VideoSele
 from ezigen.config.pipeline import PipelineInputs
 from ezigen.config.presets import PRESETS, SPEEDS, balanced, draft, embedded, exact, paper, released
 from ezigen.config.ray import RayConfig
-from ezigen.config.sampler import LoopConfig, SamplerConfig
+from ezigen.config.sampler import EditConfig, LoopConfig, SamplerConfig
 from ezigen.config.training import (
     TRAINING_PRESETS,
     MonitoringConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "ClusterConfig",
     "CocoSelection",
     "ConfigurationError",
+    "EditConfig",
     "ErrorCode",
     "EvaluationConfig",
     "EvaluationInputs",

@@ -29,5 +29,10 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """32 hex digits that depend on the values alone: the same on every machine and in every process."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+        return digest_values(self.model_dump(mode="json"))
+
+
+def digest_values(values: dict[str, Any]) -> str:
+    """32 hex digits of plain values by name, in whatever order they are."""
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()

@@ -1,10 +1,10 @@
-"""How one image is made: the knobs of the paper's sections 3.1 to 3.3."""
+"""How one image is made: the knobs of the paper's sections 3.1 to 3.4."""
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ezigen.config.base import Config
+from ezigen.config.base import Config, digest_values
 
 Mode = Literal["text_only", "full_injection", "decoupled", "iterative"]
 
@@ -44,8 +44,32 @@ class LoopConfig(Config):
         return self
 
 
+class EditConfig(Config):
+    """What is different where a subject is put into a source picture (paper 3.4). Steps, split and loops are those of
+    the sampler.
+    """
+
+    guidance_scale: float = Field(
+        default=2.0, ge=1.0, le=50.0, description="Classifier-free guidance of edits; 1 switches it off."
+    )
+    feather: float = Field(
+        default=0.02,
+        ge=0.0,
+        le=0.25,
+        description="Width of the soft edge around the mask, as a share of the source's shorter side; beyond it the "
+        "result is the source.",
+    )
+    exceptional_token: int = Field(
+        default=7788,
+        ge=0,
+        le=1_000_000,
+        description="Id of the token that all of the prompt consists of during inversion; a smaller vocabulary takes "
+        "its remainder.",
+    )
+
+
 class SamplerConfig(Config):
-    """The sampler of one image; a changed value makes every item of a catalog a new item."""
+    """The sampler of one image; a changed value makes every item of a catalog a new item (one of `edit` every edit)."""
 
     mode: Mode = Field(
         default="iterative",
@@ -89,6 +113,7 @@ class SamplerConfig(Config):
         "a mask (alpha channel, or subject_mask_uri) keep all.",
     )
     negative_prompt: str = Field(default="", max_length=2000, description="Used for items that give none of their own.")
+    edit: EditConfig = Field(default_factory=EditConfig, description="Items that edit a source picture.")
 
     @model_validator(mode="after")
     def _phases_exist(self) -> Self:
@@ -108,9 +133,18 @@ class SamplerConfig(Config):
             )
         return self
 
-    def is_guided(self, t: int) -> bool:
-        """Whether the step at timestep t evaluates both guidance branches."""
-        return self.guidance_scale != 1.0 and self.guidance_min_timestep <= t <= self.guidance_max_timestep
+    def digest(self) -> str:
+        """As every configuration's, but without `edit`: it has its own digest and concerns edits alone."""
+        return digest_values(self.model_dump(mode="json", exclude={"edit"}))
+
+    def guidance_of(self, *, edits: bool) -> float:
+        """The guidance scale of edits, or of everything else."""
+        return self.edit.guidance_scale if edits else self.guidance_scale
+
+    def is_guided(self, t: int, *, edits: bool = False) -> bool:
+        """Whether the step at timestep t, of an edit or not, evaluates both guidance branches."""
+        scale = self.guidance_of(edits=edits)
+        return scale != 1.0 and self.guidance_min_timestep <= t <= self.guidance_max_timestep
 
     @property
     def stops_by_image(self) -> bool:
@@ -126,3 +160,8 @@ class SamplerConfig(Config):
     def num_sketch_steps(self) -> int:
         """Steps drawn from text alone before the subject enters: 30 of 50 at split ratio 0.4."""
         return round(self.num_steps * (1.0 - self.split_ratio))
+
+    @property
+    def num_steps_before_edit(self) -> int:
+        """Steps that an edit leaves out: it begins at the split, in mode full_injection at the noisiest timestep."""
+        return 0 if self.mode == "full_injection" else self.num_sketch_steps

@@ -45,6 +45,11 @@ def dpmpp_2m_step(
 
     x0 is the prediction at t, last_x0 the one at last_t, one step earlier. Samples with a negative last_t (their first
     step of a pass) and those that end here (negative next_t) take a first-order step.
+
+    With next_t > t the same formula is the inverse step, from an image towards noise (paper 3.4): h is negative then.
+    Where every prediction is the same x_0, any number of steps of either order up and back down ends in that x_0,
+    whatever their size, because the formula integrates a constant prediction exactly. What a network's inversion loses
+    is therefore the change of its prediction from one timestep to the next alone.
     """
     _, sigma, log_snr = _half_log_snr(schedule, t, sample)
     next_alpha, next_sigma, next_log_snr = _half_log_snr(schedule, next_t, sample)

@@ -14,10 +14,10 @@ class Counters:
 
     images · loops.N: images that needed N loops · slot_steps.LANE and filled.LANE: slots of the calls that were made,
     and those with a job in them · unet_calls.PHASE: UNet evaluations (each guidance branch and each encoded picture
-    counting one) of encode, sketch and transfer · flop.PART: floating-point operations, both without empty slots ·
-    hits.CACHE and misses.CACHE of text, subject, features, sketch, item · seconds.PART: where the engine's time went ·
-    halvings: times that the slots were halved because memory ran out · compiled_shapes: shapes of the UNet's calls that
-    were compiled, in seconds.compile.
+    counting one) of encode, invert, sketch and transfer · flop.PART: floating-point operations, both without empty
+    slots · hits.CACHE and misses.CACHE of text, subject, features, inversion, sketch, item · seconds.PART: where the
+    engine's time went · halvings: times that the slots were halved because memory ran out · compiled_shapes: shapes of
+    the UNet's calls that were compiled, in seconds.compile.
     """
 
     def __init__(self) -> None:
@@ -52,6 +52,6 @@ def difference(now: Counts, before: Counts) -> dict[str, float]:
 
 def occupancy(counts: Counts, lane: str | None = None) -> float | None:
     """Share of slots with a job in them, over all denoising calls or those of one lane; None without any."""
-    lanes = [lane] if lane else ["sketch", "transfer"]
+    lanes = [lane] if lane else ["invert", "sketch", "transfer"]
     slots = sum(counts.get(f"slot_steps.{name}", 0) for name in lanes)
     return sum(counts.get(f"filled.{name}", 0) for name in lanes) / slots if slots else None

@@ -24,19 +24,21 @@ from ezigen.engine.loops import LoopForecast
 from ezigen.engine.planner import Call, Kind, Lane, Leg, StepPlanner
 from ezigen.engine.route import Route
 from ezigen.engine.runner import Decoded, Networks, Runner, num_bytes, shape_of
-from ezigen.engine.work import Guide, ItemJob, ItemKey, Passage, SketchJob, SketchKey, SubjectJob
+from ezigen.engine.work import Guide, InversionJob, ItemJob, ItemKey, Passage, SketchJob, SketchKey, SubjectJob
 from ezigen.images import fit_square
 from ezigen.models.faults import is_device_fault, is_out_of_memory
 from ezigen.models.peak import peak_flops
 from ezigen.models.text import TextCondition
 from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
+from ezigen.sampling.editing import Background, background_cells, begin_trajectory, prepare_edit
 from ezigen.sampling.request import Request, Sample, StopReason
+from ezigen.sampling.subjects import check_subjects
 
 logger = logging.getLogger(__name__)
 
-Job: TypeAlias = SubjectJob | SketchJob | ItemJob
+Job: TypeAlias = SubjectJob | InversionJob | SketchJob | ItemJob
 
-NETWORK_PARTS = ("text", "encode", "sketch", "transfer", "decode", "compile")
+NETWORK_PARTS = ("text", "encode", "invert", "sketch", "transfer", "decode", "compile")
 """Parts of the engine's time in which a network computes, or is compiled."""
 
 _DECODE = (Leg(Lane(Kind.DECODE)),)
@@ -54,6 +56,8 @@ class EngineLimits:
     cached_texts: int = 512
     cached_sketches: int = 1024
     cached_subject_bytes: float = 512 * 2**20
+    cached_inversion_bytes: float = 128 * 2**20
+    """Of trajectories of source pictures, beside those of the edits that are under way."""
     compiler: str | None = None
     """A backend of torch.compile, such as inductor, for the UNet's denoising steps: at most MAX_COMPILED shapes."""
 
@@ -113,10 +117,12 @@ class Engine:
         self._texts: Cache[str | None, TextCondition] = Cache(self.limits.cached_texts)
         self._sketches: Cache[SketchKey, SketchJob] = Cache(self.limits.cached_sketches)
         self._subjects: Cache[str, SubjectJob] = Cache(self.limits.cached_subject_bytes)
+        self._inversions: Cache[str, InversionJob] = Cache(self.limits.cached_inversion_bytes)
         self._items: dict[ItemKey, ItemJob] = {}
         self._items_by_request: dict[str, ItemJob] = {}
         self._open_sketches: dict[SketchKey, SketchJob] = {}
         self._open_subjects: dict[str, SubjectJob] = {}
+        self._open_inversions: dict[str, InversionJob] = {}
         self._ready: list[ItemJob] = []
         """Items with a sketch that are not residents yet, first come first served."""
         self._residents: set[ItemJob] = set()
@@ -150,7 +156,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Takes a request. Raises EngineFull; ValueError for a key that is here already; ItemError for a request
-        without a subject picture in a mode that needs one.
+        without a subject picture in a mode that needs one, and for an edit that cannot be made (see `prepare_edit`).
         """
         if self.num_held >= self.limits.max_held:
             raise EngineFull(f"{self.num_held} requests are here already")
@@ -159,19 +165,21 @@ class Engine:
         if self._route.needs_subject and not request.subjects:
             message = f"{request.key}: mode {self.sampler.mode} needs at least one subject picture"
             raise ItemError(ErrorCode.ROW_INVALID, message)
+        canvas = prepare_edit(request, self.stack, self.sampler)
         if not self._route.needs_subject:
-            request = replace(request, subjects=())
+            request = replace(request, subjects=(), subject_classes=(), mix=())
+        check_subjects(request)
         size_px = self.stack.image_size_px
         request = replace(request, subjects=tuple(fit_square(picture, size_px) for picture in request.subjects))
-        key = (_subject_key(request), _sketch_key(request))
+        key = (_subject_key(request), _sketch_key(request), "" if canvas is None else canvas.hash())
         twin = self._items.get(key)
         self.counters.add("hits.item" if twin else "misses.item")
         if twin is not None:
             twin.requests.append(request)
             self._items_by_request[request.key] = twin
             return
-        item = self._items[key] = self._items_by_request[request.key] = ItemJob([request], key)
-        if self._route.sketch:
+        item = self._items[key] = self._items_by_request[request.key] = ItemJob([request], key, canvas=canvas)
+        if self._route.sketch and canvas is None:
             self._await_sketch(item)
         else:
             self._ready.append(item)
@@ -270,6 +278,7 @@ class Engine:
         """
         self._runner.release()
         self._subjects.clear()
+        self._inversions.clear()
         _free_device_memory()
         width, kind = len(call.slots), call.lane.kind
         if kind is Kind.DECODE and width > 1:
@@ -318,6 +327,12 @@ class Engine:
 
     def _encode(self, call: Call[Job]) -> None:
         for job in call.jobs:
+            if isinstance(job, InversionJob):
+                source = self._runner.encode_source(job.picture)
+                guide = Guide(self._runner.exceptional, self._runner.exceptional)
+                trajectory = begin_trajectory(source, self._route.edit_passes)
+                job.passage = Passage(source, guide, 0, self._route.inversion, trajectory=trajectory)
+                continue
             assert isinstance(job, SubjectJob)
             job.kv = self._runner.encode_subject(job)
             self.counters.add("unet_calls.encode", job.num_to_encode)
@@ -371,6 +386,8 @@ class Engine:
         """A job has left its last lane."""
         if isinstance(job, SubjectJob):
             self._end_subject(job)
+        elif isinstance(job, InversionJob):
+            self._end_inversion(job)
         elif isinstance(job, SketchJob):
             if came_from is Kind.SKETCH and any(item.wants_preview for item in job.waiting):
                 self._planner.add(job, _DECODE)
@@ -381,7 +398,7 @@ class Engine:
         else:
             self._end_pass(job)
 
-    # ---- sketches and subjects: computed once, for all who wait
+    # ---- sketches, inversions and subjects: computed once, for all who wait
 
     def _await_sketch(self, item: ItemJob) -> None:
         key = item.key[1]
@@ -408,13 +425,39 @@ class Engine:
         self._ready += sketch.waiting
         self._share_seconds(sketch)
 
+    def _await_inversion(self, item: ItemJob) -> None:
+        """Begins, shares or finds the way of an edit's source to noise; its subject comes after it."""
+        assert item.canvas is not None
+        key = item.canvas.source_hash()
+        known, opened = self._inversions.get(key), self._open_inversions.get(key)
+        self.counters.add("hits.inversion" if known or opened else "misses.inversion")
+        if known is not None:
+            item.inversion = known
+            self._await_subject(item)
+            return
+        if opened is None:
+            opened = self._open_inversions[key] = InversionJob(key, item.canvas.picture)
+            self._planner.add(opened, self._route.inversion_legs(item.latent_size))
+        item.inversion = opened
+        opened.waiting.append(item)
+
+    def _end_inversion(self, inversion: InversionJob) -> None:
+        del self._open_inversions[inversion.key]
+        if inversion.passage is not None:
+            inversion.passage.x0 = None  # a part of all slots' tensor, which would stay with it
+        self._inversions.put(inversion.key, inversion, inversion.num_bytes)
+        items = list(inversion.waiting)
+        self._share_seconds(inversion)
+        for item in items:
+            self._await_subject(item)
+
     def _await_subject(self, item: ItemJob) -> None:
         key, request = item.key[0], item.request
         subject = self._subjects.get(key) or self._open_subjects.get(key)
         self.counters.add("hits.subject" if subject else "misses.subject")
         if subject is None:
             subject = self._open_subjects[key] = SubjectJob(
-                key, request.subjects, request.subject_class, request.features
+                key, request.subjects, request.classes, request.features, request.mix
             )
             self._planner.add(subject, _ENCODE)
         item.subject = subject
@@ -432,7 +475,7 @@ class Engine:
         self._share_seconds(subject)
 
     @staticmethod
-    def _share_seconds(job: SubjectJob | SketchJob) -> None:
+    def _share_seconds(job: SubjectJob | InversionJob | SketchJob) -> None:
         for item in job.waiting:
             item.seconds += job.seconds / len(job.waiting)
         job.waiting, job.seconds = [], 0.0
@@ -445,22 +488,32 @@ class Engine:
         while self._ready and len(self._residents) < room:
             item = self._ready.pop(0)
             self._residents.add(item)
-            if self._route.needs_subject:
+            if item.canvas is not None:
+                self._await_inversion(item)
+            elif self._route.needs_subject:
                 self._await_subject(item)
             else:
                 self._begin_pass(item, self._initial(item))
 
     def _begin_transfer(self, item: ItemJob) -> None:
         sketch = item.sketch
+        if item.canvas is not None:
+            assert item.inversion is not None
+            cells = background_cells(item.canvas, self.stack.device)
+            item.background = Background(cells, item.inversion.trajectory)
+            self._begin_pass(item, item.inversion.trajectory[self._route.edit_passes[0].t])
+            return
         self._begin_pass(item, self._initial(item) if sketch is None else sketch.passage.latents)
 
     def _begin_pass(self, item: ItemJob, latents: Tensor) -> None:
         guide = self._guide(item)
-        seed = item.request.seed
-        item.passage = Passage(latents, guide, seed, self._route.passes, loop=item.num_loops)
+        steps = self._route.passes_of(edits=item.canvas is not None)
+        item.passage = Passage(
+            latents, guide, item.request.seed, steps, loop=item.num_loops, background=item.background
+        )
         shape = None if guide.subject is None else shape_of(guide.subject)
         urgency = self._forecast.expected_left(item.num_loops) if self._drains else 0.0
-        self._planner.add(item, self._route.pass_legs(shape), urgency)
+        self._planner.add(item, self._route.pass_legs(shape, item.latent_size), urgency)
 
     def _end_pass(self, item: ItemJob) -> None:
         """x_0 is there: compare it, and decode it where somebody needs to see it."""
@@ -470,7 +523,7 @@ class Engine:
                 item.similarities.append(latent_similarity(latents, item.reference).item())
             item.reference = latents
         if self.sampler.stops_by_image or item.wants_preview or self._stop_reason(item) is not None:
-            self._planner.add(item, _DECODE)
+            self._planner.add(item, (Leg(Lane(Kind.DECODE, latent_size=item.latent_size)),))
         else:
             self._loop(item)
 
@@ -496,9 +549,11 @@ class Engine:
         """Noise x_0 to the split and transfer again (paper 3.3)."""
         item.num_loops += 1
         x0 = _passage(item).latents
-        noise = self._noise.batch([item.request.seed], "renoise", item.num_loops, 0, self.stack.latent_shape)
-        t = torch.tensor([self._route.passes[0].t], device=x0.device)
-        self._begin_pass(item, self.stack.schedule.add_noise(x0, noise.to(x0.device), t))
+        noise = self._noise.batch([item.request.seed], "renoise", item.num_loops, 0, x0.shape[1:])
+        first_t = self._route.passes_of(edits=item.canvas is not None)[0].t
+        t = torch.tensor([first_t], device=x0.device)
+        latents = self.stack.schedule.add_noise(x0, noise.to(x0.device), t)
+        self._begin_pass(item, latents if item.background is None else item.background.blend(latents, first_t))
 
     def _initial(self, item: ItemJob) -> Tensor:
         noise = self._noise.batch([item.request.seed], "initial", 0, 0, self.stack.latent_shape)
@@ -525,6 +580,8 @@ class Engine:
         self.counters.add("images", len(item.requests))
         self.counters.add(f"loops.{item.num_loops}", len(item.requests))
         num_passes = item.num_loops + 1
+        if item.canvas is not None and item.image is not None:
+            item.image = item.canvas.paste(item.image)
         for request in item.requests:
             sample = self._to_sample(item, request, num_passes)
             self._ended.append(Ended(request.key, sample))
@@ -540,7 +597,7 @@ class Engine:
             num_loops=item.num_loops,
             stop_reason=item.stop_reason,
             similarities=tuple(item.similarities),
-            num_unet_calls=self._route.num_calls(len(request.subjects), num_passes),
+            num_unet_calls=self._route.num_calls(len(request.subjects), num_passes, edits=item.canvas is not None),
             seconds=item.seconds / len(item.requests),
         )
 
@@ -566,6 +623,8 @@ class Engine:
             self._planner.remove(item)
         if item.sketch is not None and _stop_waiting(item, item.sketch):
             self._abandon(item.sketch, self._open_sketches.pop(item.sketch.key, None))
+        if item.inversion is not None and _stop_waiting(item, item.inversion):
+            self._abandon(item.inversion, self._open_inversions.pop(item.inversion.key, None))
         if item.subject is not None and _stop_waiting(item, item.subject):
             self._abandon(item.subject, self._open_subjects.pop(item.subject.key, None))
 
@@ -575,7 +634,7 @@ class Engine:
             self._planner.remove(job)
 
 
-def _stop_waiting(item: ItemJob, job: SketchJob | SubjectJob) -> bool:
+def _stop_waiting(item: ItemJob, job: SketchJob | SubjectJob | InversionJob) -> bool:
     """True when the item waited for the job, as the last one."""
     if item not in job.waiting:
         return False
@@ -604,7 +663,7 @@ def _sketch_key(request: Request) -> SketchKey:
 
 def _subject_key(request: Request) -> str:
     """A digest of the subject's pictures, their masks and its class."""
-    digest = hashlib.blake2b(request.subject_class.encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((request.classes, request.mix)).encode(), digest_size=16)
     for picture in request.subjects:
         digest.update(picture.rgb.tobytes())
         digest.update(b"|" if picture.mask is None else picture.mask.tobytes())

@@ -9,7 +9,7 @@ from torch import Tensor
 from ezigen.adapters.attach import AdapterSet, SubjectKV
 from ezigen.config import SamplerConfig
 from ezigen.diffusion import CLEAN, NoiseSource, ddim_step, ddpm_step, dpmpp_2m_step
-from ezigen.engine.planner import Lane
+from ezigen.engine.planner import Kind, Lane
 from ezigen.engine.work import Guide, Passage
 from ezigen.models.stack import Stack
 from ezigen.models.text import TextCondition
@@ -38,9 +38,13 @@ class StepLane:
         self._sampler = sampler
         self._noise = noise
         self._guided = lane.guided
+        self._guidance_scale = sampler.guidance_of(edits=lane.edits)
+        self._solver = "dpmpp_2m" if lane.kind is Kind.INVERT else sampler.solver
+        channels, *size = stack.latent_shape
+        self._latent_shape = (channels, *(lane.latent_size or size))
         self.num_slots = num_slots
         self._unet: Callable[..., Any] = stack.unet
-        self._idle = torch.zeros((1, *stack.latent_shape), device=stack.device)
+        self._idle = torch.zeros((1, *self._latent_shape), device=stack.device)
         self._text: TextCondition | None = None
         self._subject: SubjectKV | None = None
 
@@ -79,10 +83,15 @@ class StepLane:
         output = self._predict(latents, t)
         x0 = self._stack.schedule.to_x0(output, latents, t)
         latents = self._solve(passages, output, x0, latents, t, next_t)
-        for slot, passage in enumerate(passages):
-            if passage is not None:
+        reached = [
+            None if passage is None else _reached(passage, latents, slot) for slot, passage in enumerate(passages)
+        ]
+        for slot, (passage, own) in enumerate(zip(passages, reached, strict=True)):
+            if passage is not None and own is not None:
+                if passage.trajectory is not None:
+                    passage.trajectory[passage.step.next_t] = own
                 passage.last_t = passage.step.t
-                passage.latents, passage.x0 = latents[slot : slot + 1], x0[slot : slot + 1]
+                passage.latents, passage.x0 = own, x0[slot : slot + 1]
                 passage.num_done += 1
 
     def _timesteps(self, values: Sequence[int]) -> Tensor:
@@ -101,7 +110,7 @@ class StepLane:
         if not self._guided:
             return output
         negative, positive = output.chunk(2)
-        return negative + self._sampler.guidance_scale * (positive - negative)
+        return negative + self._guidance_scale * (positive - negative)
 
     def _call_unet(self, inputs: Tensor, t: Tensor) -> Tensor:
         assert self._text is not None
@@ -117,9 +126,9 @@ class StepLane:
         next_t: Tensor,
     ) -> Tensor:
         schedule = self._stack.schedule
-        if self._sampler.solver == "ddim":
+        if self._solver == "ddim":
             return ddim_step(schedule, output, latents, t, next_t)
-        if self._sampler.solver == "ddpm":
+        if self._solver == "ddpm":
             return ddpm_step(schedule, output, latents, t, next_t, self._step_noise(passages))
         last_x0 = torch.cat([_last_x0(passage, self._idle) for passage in passages])
         last_t = self._timesteps([CLEAN if passage is None else passage.last_t for passage in passages])
@@ -129,13 +138,22 @@ class StepLane:
         noises = [
             self._idle.cpu()[0]
             if passage is None
-            else self._noise.noise(passage.seed, "step", passage.loop, passage.step.number, self._stack.latent_shape)
+            else self._noise.noise(passage.seed, "step", passage.loop, passage.step.number, self._latent_shape)
             for passage in passages
         ]
         noise = torch.stack(noises)
         if self._stack.device.type == "cuda":
             return noise.pin_memory().to(self._stack.device, non_blocking=True)
         return noise
+
+
+def _reached(passage: Passage, latents: Tensor, slot: int) -> Tensor:
+    """A passage's own latents (1, c, h, w) after a step, of those of all slots."""
+    own = latents[slot : slot + 1]
+    if passage.background is not None:
+        return passage.background.blend(own, passage.step.next_t)
+    # What is kept must not keep the latents of all slots.
+    return own if passage.trajectory is None else own.clone()
 
 
 def _last_x0(passage: Passage | None, idle: Tensor) -> Tensor:

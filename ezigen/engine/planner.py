@@ -26,18 +26,20 @@ class Kind(IntEnum):
     """What a call does, in the order of an image's way; a decoded job may go back to TRANSFER for another loop."""
 
     ENCODE = 0
-    """Subject pictures to keys and values."""
-    SKETCH = 1
+    """Subject pictures to keys and values, source pictures to latents."""
+    INVERT = 1
+    """A step of a source picture towards noise."""
+    SKETCH = 2
     """A denoising step with idle adapters."""
-    TRANSFER = 2
+    TRANSFER = 3
     """A denoising step with the subject."""
-    DECODE = 3
+    DECODE = 4
     """Latents to pictures, and what is measured on them."""
 
     @property
     def denoises(self) -> bool:
         """Whether it is a step in the denoising slots."""
-        return self in (Kind.SKETCH, Kind.TRANSFER)
+        return self in (Kind.INVERT, Kind.SKETCH, Kind.TRANSFER)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,13 @@ class Lane:
     guided: bool = False
     """With both guidance branches: two evaluations per slot and step."""
     shape: Hashable = None
+    latent_size: tuple[int, int] | None = None
+    """Height and width of an edit's latents; None for the model's own size."""
+
+    @property
+    def edits(self) -> bool:
+        """Whether its jobs belong to edits, which have a guidance of their own."""
+        return self.latent_size is not None
 
 
 @dataclass(frozen=True)

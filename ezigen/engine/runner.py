@@ -17,13 +17,14 @@ from ezigen.engine.counters import Counters
 from ezigen.engine.lanes import StepLane
 from ezigen.engine.planner import Lane
 from ezigen.engine.work import Guide, Passage, SubjectJob
+from ezigen.models.exceptional import encode_exceptional
 from ezigen.models.faults import is_device_fault, is_out_of_memory
 from ezigen.models.flop import FlopMeter
 from ezigen.models.image_encoder import ImageEncoder
-from ezigen.models.pixels import to_image
-from ezigen.models.stack import Stack, decode_latents, encode_prompts
+from ezigen.models.pixels import to_image, to_pixels
+from ezigen.models.stack import Stack, decode_latents, encode_pictures, encode_prompts
 from ezigen.models.text import TextCondition
-from ezigen.sampling.subjects import encode_subject, keep_tokens
+from ezigen.sampling.subjects import combine_subjects, encode_subject, keep_tokens
 from ezigen.subject import SubjectEncoder, SubjectFeatures
 from ezigen.subject.foreground import drop_masked
 
@@ -84,6 +85,7 @@ class Runner:
         self._noise = noise
         self._subject_encoder = SubjectEncoder(networks.stack, noise)
         self._lanes: dict[Lane, StepLane] = {}
+        self._exceptional: TextCondition | None = None
 
     def encode_text(self, prompt: str | None) -> TextCondition:
         """One prompt as the UNet reads it; None as in `encode_prompts`."""
@@ -94,10 +96,23 @@ class Runner:
         """Keys and values of all its pictures, joined along the tokens and padded to one of few lengths."""
         return self._counted("encode", (len(job.pictures), job.num_to_encode), lambda: self._encode_subject(job))
 
+    @property
+    def exceptional(self) -> TextCondition:
+        """Text embeddings (1, L, D) under which sources are inverted."""
+        if self._exceptional is None:
+            self._exceptional = encode_exceptional(self._stack, self._sampler.edit.exceptional_token)
+        return self._exceptional
+
+    @torch.no_grad()
+    def encode_source(self, picture: Image.Image) -> Tensor:
+        """Latents (1, c, h, w) of a source picture."""
+        call = lambda: encode_pictures(self._stack, to_pixels(picture)[None])  # noqa: E731
+        return self._counted("encode", ("source", picture.size), call)
+
     def _encode_subject(self, job: SubjectJob) -> SubjectKV:
         assert self._networks.adapters is not None
         features = [self._features(job, index) for index in range(len(job.pictures))]
-        joined = SubjectFeatures.concatenate(features)
+        joined = combine_subjects(features, job.mix)
         if joined.mask is not None:
             units = {name: -(-tokens.shape[1] // _TOKEN_BUCKETS) for name, tokens in features[0].tokens.items()}
             joined = drop_masked(joined, units)
@@ -107,7 +122,7 @@ class Runner:
         picture, known = job.pictures[index], job.known(index)
         if known is None:
             size_px = self._stack.image_size_px
-            return encode_subject(self._subject_encoder, picture, job.subject_class, size_px, self._sampler)
+            return encode_subject(self._subject_encoder, picture, job.classes[index], size_px, self._sampler)
         return keep_tokens(known.to(self._stack.device, self._stack.dtype), picture, self._sampler)
 
     # ---- denoising
@@ -174,11 +189,11 @@ class Runner:
 
     @torch.no_grad()
     def decode(self, latents: Sequence[Tensor | None], *, with_patches: bool) -> list[Decoded | None]:
-        """Pictures of latents (1, c, h, w), by slot; all slots are computed."""
-        empty = torch.zeros((1, *self._stack.latent_shape), device=self._stack.device)
+        """Pictures of latents (1, c, h, w) of one size, by slot; all slots are computed."""
+        empty = torch.zeros_like(next(latent for latent in latents if latent is not None))
         batch = torch.cat([empty if latent is None else latent for latent in latents])
         filled = sum(latent is not None for latent in latents) / len(latents)
-        shapes = (len(latents), with_patches)
+        shapes = (tuple(batch.shape), with_patches)
         pixels, patches = self._counted("decode", shapes, lambda: self._look(batch, with_patches), filled)
         finite = torch.isfinite(pixels).flatten(1).all(dim=1).tolist()
         return [

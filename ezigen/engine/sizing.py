@@ -61,4 +61,4 @@ def _blank_guide(networks: Networks, runner: Runner) -> Guide:
         return Guide(text, text)
     side = networks.stack.image_size_px
     blank = Picture(Image.new("RGB", (side, side), "white"))
-    return Guide(text, text, runner.encode_subject(SubjectJob("", (blank,), "")))
+    return Guide(text, text, runner.encode_subject(SubjectJob("", (blank,), ("",))))

@@ -10,16 +10,18 @@ from torch import Tensor
 from ezigen.adapters.attach import SubjectKV
 from ezigen.diffusion import CLEAN
 from ezigen.images import Picture
+from ezigen.images.canvas import Canvas
 from ezigen.models.text import TextCondition
 from ezigen.sampling.denoiser import Step
+from ezigen.sampling.editing import Background
 from ezigen.sampling.request import Request, StopReason
 from ezigen.subject import SubjectFeatures
 
 SketchKey: TypeAlias = tuple[str, str, int]
 """Prompt, negative prompt and seed: all that a sketch depends on under one sampler."""
 
-ItemKey: TypeAlias = tuple[str, SketchKey]
-"""Subject and sketch: all that an image depends on under one sampler."""
+ItemKey: TypeAlias = tuple[str, SketchKey, str]
+"""Subject, sketch and edit ("" without one): all that an image depends on under one sampler."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,10 @@ class Passage:
     """The clean latents that the last step foresaw."""
     last_t: int = CLEAN
     """The timestep of the last step of this pass."""
+    background: Background | None = None
+    """Of an edit, what its latents are blended with after every step."""
+    trajectory: dict[int, Tensor] | None = None
+    """Of an inversion, where its latents are kept by timestep."""
 
     @property
     def step(self) -> Step:
@@ -58,9 +64,11 @@ class SubjectJob:
 
     key: str
     pictures: tuple[Picture, ...]
-    subject_class: str
+    classes: tuple[str, ...]
     features: tuple[SubjectFeatures | None, ...] = ()
     """By picture, where they are known already."""
+    mix: tuple[float, ...] = ()
+    """By picture its share of the one subject between them; empty: all of them side by side."""
     waiting: "list[ItemJob]" = field(default_factory=list)
     kv: SubjectKV | None = None
     seconds: float = 0.0
@@ -93,6 +101,30 @@ class SketchJob:
 
 
 @dataclass(eq=False)
+class InversionJob:
+    """A source picture on its way to noise, and the items that wait for it."""
+
+    key: str
+    picture: Image.Image
+    waiting: "list[ItemJob]" = field(default_factory=list)
+    passage: Passage | None = None
+    """None until the picture is encoded."""
+    seconds: float = 0.0
+
+    @property
+    def trajectory(self) -> dict[int, Tensor]:
+        """The source's latents by timestep; complete when the job has ended."""
+        assert self.passage is not None
+        assert self.passage.trajectory is not None
+        return self.passage.trajectory
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the trajectory takes."""
+        return sum(latents.nbytes for latents in self.trajectory.values())
+
+
+@dataclass(eq=False)
 class ItemJob:
     """One image to be made, for one request or for several that are equal but for their keys."""
 
@@ -100,6 +132,10 @@ class ItemJob:
     key: ItemKey
     subject: SubjectJob | None = None
     sketch: SketchJob | None = None
+    canvas: Canvas | None = None
+    """Of an edit."""
+    inversion: InversionJob | None = None
+    background: Background | None = None
     passage: Passage | None = None
     num_loops: int = 0
     reference: Tensor | None = None
@@ -114,6 +150,11 @@ class ItemJob:
     def request(self) -> Request:
         """The first of the equal ones."""
         return self.requests[0]
+
+    @property
+    def latent_size(self) -> tuple[int, int] | None:
+        """Of an edit, height and width of its latents."""
+        return None if self.canvas is None else self.canvas.latent_size
 
     @property
     def wants_preview(self) -> bool:

@@ -261,6 +261,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ezigen.mini.evaluate", description=__doc__)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--adapter", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--products", type=int, default=len(PRODUCTS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
@@ -278,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Generate, measure, print the table, write figures and contact sheet."""
     args = build_parser().parse_args(arguments)
     torch.set_num_threads(args.threads)
-    model = ModelConfig(model=args.model, adapter=args.adapter)
+    model = ModelConfig(model=args.model, adapter=args.adapter, device=args.device, dtype=args.dtype)
     cases = make_cases(PRODUCTS[: args.products], SCENE_NAMES, args.seeds)
     sampler = base_sampler(args.steps, args.guidance, args.split)
     images = run_modes(cases, model, sampler)

@@ -6,7 +6,7 @@ Importing this package costs no torch; the generator loads at first use.
 from typing import TYPE_CHECKING
 
 from ezigen.lazy import lazy_names
-from ezigen.sampling.request import OnStep, Phase, Request, Sample, StepReport, StopReason
+from ezigen.sampling.request import Edit, OnStep, Phase, Request, Sample, StepReport, StopReason
 
 if TYPE_CHECKING:
     from ezigen.sampling.autostop import patch_similarity, stop_reason
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ezigen.sampling.load import attach_to_stack, load_generator
 
 __all__ = [
+    "Edit",
     "Generator",
     "OnStep",
     "Phase",

@@ -1,6 +1,6 @@
 """Guided denoising of a batch along given steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -62,33 +62,60 @@ class Denoiser:
         self._solver = sampler.solver
         self._noise = noise
 
-    def count_calls(self, steps: Sequence[Step]) -> int:
+    def count_calls(self, steps: Sequence[Step], *, edits: bool = False) -> int:
         """UNet evaluations per sample along these steps: 2 for a step with guidance, 1 without."""
-        return sum(2 if self._sampler.is_guided(step.t) else 1 for step in steps)
+        return sum(2 if self._sampler.is_guided(step.t, edits=edits) else 1 for step in steps)
 
     def run(
-        self, latents: Tensor, conditions: Conditions, steps: Sequence[Step], subject: SubjectKV | None, loop: int = 0
+        self,
+        latents: Tensor,
+        conditions: Conditions,
+        steps: Sequence[Step],
+        subject: SubjectKV | None,
+        loop: int = 0,
+        *,
+        blend: Callable[[Tensor, int], Tensor] | None = None,
     ) -> Iterator[Denoised]:
         """Denoise latents (B, c, h, w) step by step, with the adapters attending to the subject, or idle without one.
 
+        blend: for edits, what becomes of the latents at the timestep that they have just reached.
         A multistep solver starts afresh here: what came before, another phase or loop, drew another image.
         """
         both = TextCondition.cat([conditions.negative, conditions.positive])
         last_x0, last_t = None, CLEAN
         for step in steps:
             t = torch.full((len(latents),), step.t, device=latents.device)
-            text = both if self._sampler.is_guided(step.t) else conditions.positive
-            output = self._predict(latents, t, text, subject)
+            text = both if self._sampler.is_guided(step.t, edits=blend is not None) else conditions.positive
+            scale = self._sampler.guidance_of(edits=blend is not None)
+            output = self._predict(latents, t, text, subject, scale)
             x0 = self._stack.schedule.to_x0(output, latents, t)
             if self._solver == "dpmpp_2m":
                 next_t, last = torch.full_like(t, step.next_t), torch.full_like(t, last_t)
                 latents = dpmpp_2m_step(self._stack.schedule, x0, latents, t, next_t, last_x0, last)
             else:
                 latents = self._first_order_step(output, latents, t, step, conditions.seeds, loop)
+            if blend is not None:
+                latents = blend(latents, step.next_t)
             last_x0, last_t = x0, step.t
             yield Denoised(step, latents, x0)
 
-    def _predict(self, latents: Tensor, t: Tensor, text: TextCondition, subject: SubjectKV | None) -> Tensor:
+    def invert(self, latents: Tensor, text: TextCondition, steps: Sequence[Step]) -> Iterator[Denoised]:
+        """Move the latents (B, c, h, w) of pictures towards noise (paper 3.4), step by step: second order, whatever the
+        sampler's solver, without guidance, adapters idle, under the text embeddings (B, L, D).
+        """
+        last_x0, last_t = None, CLEAN
+        for step in steps:
+            t, next_t, last = (
+                torch.full((len(latents),), n, device=latents.device) for n in (step.t, step.next_t, last_t)
+            )
+            x0 = self._stack.schedule.to_x0(self._predict(latents, t, text, None), latents, t)
+            latents = dpmpp_2m_step(self._stack.schedule, x0, latents, t, next_t, last_x0, last)
+            last_x0, last_t = x0, step.t
+            yield Denoised(step, latents, x0)
+
+    def _predict(
+        self, latents: Tensor, t: Tensor, text: TextCondition, subject: SubjectKV | None, guidance_scale: float = 1.0
+    ) -> Tensor:
         """The guided network output in fp32; the subject is the same in both guidance branches."""
         inputs = latents.to(self._stack.dtype)
         guided = len(text) > len(latents)
@@ -102,7 +129,7 @@ class Denoiser:
         if not guided:
             return output
         negative, positive = output.chunk(2)
-        return negative + self._sampler.guidance_scale * (positive - negative)
+        return negative + guidance_scale * (positive - negative)
 
     def _call_unet(self, inputs: Tensor, t: Tensor, text: TextCondition) -> Tensor:
         return call_unet(self._stack.unet, inputs, t, text, px_per_latent=self._stack.px_per_latent).float()

@@ -1,7 +1,7 @@
-"""EZIGen for a batch of requests: sketch, appearance transfer, loops, autostop (paper 3.2, 3.3)."""
+"""EZIGen for a batch of requests: sketch or inversion, appearance transfer, loops, autostop (paper 3.2 to 3.4)."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,15 +12,25 @@ from torch import Tensor
 from ezigen.adapters.attach import AdapterSet, SubjectKV
 from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig
 from ezigen.diffusion import NoiseSource
+from ezigen.images.canvas import Canvas
+from ezigen.models.exceptional import encode_exceptional
 from ezigen.models.image_encoder import ImageEncoder
-from ezigen.models.pixels import to_image
-from ezigen.models.stack import Stack, decode_latents, encode_prompts
+from ezigen.models.pixels import to_image, to_pixels
+from ezigen.models.stack import Stack, decode_latents, encode_pictures, encode_prompts
 from ezigen.models.text import TextCondition
 from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
 from ezigen.sampling.denoiser import Conditions, Denoised, Denoiser, Step, plan_steps
-from ezigen.sampling.request import OnStep, Request, Sample, StepReport, StopReason
-from ezigen.sampling.subjects import encode_subject
-from ezigen.subject import SubjectEncoder, SubjectFeatures
+from ezigen.sampling.editing import (
+    Background,
+    background_cells,
+    begin_trajectory,
+    latent_size_of,
+    plan_inversion,
+    prepare_edit,
+)
+from ezigen.sampling.request import OnStep, Phase, Request, Sample, StepReport, StopReason
+from ezigen.sampling.subjects import check_subjects, combine_subjects, encode_subject
+from ezigen.subject import SubjectEncoder
 
 MAX_TEXTS = 256
 """Prompts whose embeddings are kept from batch to batch."""
@@ -35,6 +45,8 @@ class _Work:
     negative: TextCondition
     latents: Tensor
     subject: SubjectKV | None = None
+    canvas: Canvas | None = None
+    background: Background | None = None
     sketch: Image.Image | None = None
     image: Image.Image | None = None
     reference: Tensor | None = None
@@ -89,7 +101,8 @@ class Generator:
         """One sample per request, in their order, denoised together.
 
         on_step is called after every denoising step and may raise to end the batch. Raises ItemError for a request
-        without a subject picture in a mode that needs one, and for an image that is not finite.
+        without a subject picture in a mode that needs one, for an edit that cannot be made (see `prepare_edit`), and
+        for an image that is not finite.
         """
         samples: dict[int, Sample] = {}
         for rows in self._groups(requests):
@@ -98,19 +111,25 @@ class Generator:
         return [samples[row] for row in range(len(requests))]
 
     def _groups(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Positions of the requests that share UNet calls: all of them, or, with num_slots, those of one size.
+        """Positions of the requests that share UNet calls: all of them, or, with num_slots, those of one size. Edits go
+        by the size of their latents.
 
         Mates with more subject pictures lengthen an item's attention by masked tokens, which shifts its last bits.
         """
-        groups: dict[int, list[int]] = {}
+        groups: dict[object, list[int]] = {}
         for row, request in enumerate(requests):
-            groups.setdefault(len(request.subjects) if self._num_slots else 0, []).append(row)
+            num_sets = _num_token_sets(request) if self._num_slots else 0
+            groups.setdefault((num_sets, latent_size_of(request.edit, self.stack)), []).append(row)
         return list(groups.values())
 
     def _generate_together(self, requests: Sequence[Request], on_step: OnStep | None) -> list[Sample]:
         batch = [self._begin(request) for request in requests]
         split = self.sampler.num_sketch_steps
-        if self.sampler.mode == "text_only":
+        if batch[0].canvas is not None:
+            split = self.sampler.num_steps_before_edit
+            self._invert(batch, self._steps[split:], on_step)
+            self._transfer(batch, self._steps[split:], 0, on_step)
+        elif self.sampler.mode == "text_only":
             self._draw_from_text(batch, self._steps, on_step)
         elif self.sampler.mode == "full_injection":
             self._transfer(batch, self._steps, 0, on_step)
@@ -124,9 +143,14 @@ class Generator:
     def _begin(self, request: Request) -> _Work:
         """Texts, first noise and the subject's keys and values of one request."""
         started = time.perf_counter()
-        latents = self._noise.batch([request.seed], "initial", 0, 0, self.stack.latent_shape)
+        canvas = prepare_edit(request, self.stack, self.sampler)
+        if canvas is None:
+            latents = self._noise.batch([request.seed], "initial", 0, 0, self.stack.latent_shape)
+        else:
+            latents = encode_pictures(self.stack, to_pixels(canvas.picture)[None])
         work = _Work(
             request=request,
+            canvas=canvas,
             positive=self._text(request.prompt),
             negative=self._text(request.negative_prompt or self.sampler.negative_prompt or None),
             latents=latents.to(self.stack.device),
@@ -149,14 +173,13 @@ class Generator:
         if not request.subjects:
             message = f"{request.key}: mode {self.sampler.mode} needs at least one subject picture"
             raise ItemError(ErrorCode.ROW_INVALID, message)
+        check_subjects(request)
         assert self._adapters is not None
         features = [
-            encode_subject(
-                self._subject_encoder, picture, request.subject_class, self.stack.image_size_px, self.sampler
-            )
-            for picture in request.subjects
+            encode_subject(self._subject_encoder, picture, name, self.stack.image_size_px, self.sampler)
+            for picture, name in zip(request.subjects, request.classes, strict=True)
         ]
-        return self._adapters.subject_kv(SubjectFeatures.concatenate(features))
+        return self._adapters.subject_kv(combine_subjects(features, request.mix))
 
     def _draw_from_text(self, batch: Sequence[_Work], steps: Sequence[Step], on_step: OnStep | None) -> None:
         """Mode text_only: every step with idle adapters."""
@@ -178,6 +201,31 @@ class Generator:
             key = _sketch_key(work.request)
             work.latents, work.sketch = firsts[key].latents, images.get(key)
 
+    def _invert(self, batch: Sequence[_Work], steps: Sequence[Step], on_step: OnStep | None) -> None:
+        """In place of stage 1: from the source to x_t at the split, all of the way kept. Equal sources share it."""
+        firsts: dict[str, _Work] = {}
+        for work in batch:
+            assert work.canvas is not None
+            firsts.setdefault(work.canvas.source_hash(), work)
+        works = list(firsts.values())
+        trajectories = [begin_trajectory(work.latents, steps) for work in works]
+        inversion = plan_inversion(steps)
+        with _timed(works):
+            rows = self._slot_rows(len(works))
+            latents = torch.cat([work.latents for work in works])[rows]
+            text = encode_exceptional(self.stack, self.sampler.edit.exceptional_token).select([0] * len(rows))
+            for done in self._denoiser.invert(latents, text, inversion):
+                for index, trajectory in enumerate(trajectories):
+                    trajectory[done.step.next_t] = done.latents[index : index + 1].clone()
+                _report(on_step, works, done, 0, len(self._steps), "invert")
+        found = dict(zip(firsts, trajectories, strict=True))
+        for work in batch:
+            assert work.canvas is not None
+            trajectory = found[work.canvas.source_hash()]
+            work.background = Background(background_cells(work.canvas, self.stack.device), trajectory)
+            work.latents = trajectory[steps[0].t]
+            work.num_unet_calls += len(inversion)
+
     def _transfer(self, batch: Sequence[_Work], steps: Sequence[Step], loop: int, on_step: OnStep | None) -> None:
         """Stage 2: the remaining steps with the subject; afterwards the latents are x_0 and the image is decoded."""
         self._denoise(batch, steps, loop, on_step, with_subject=True)
@@ -195,9 +243,11 @@ class Generator:
         while active:
             loop = active[0].num_loops + 1
             for work in active:
-                noise = self._noise.batch([work.request.seed], "renoise", loop, 0, self.stack.latent_shape)
+                noise = self._noise.batch([work.request.seed], "renoise", loop, 0, work.latents.shape[1:])
                 t = torch.full((1,), first_t, device=work.latents.device)
                 work.latents = self.stack.schedule.add_noise(work.latents, noise.to(work.latents.device), t)
+                if work.background is not None:
+                    work.latents = work.background.blend(work.latents, first_t)
                 work.num_loops = loop
             self._transfer(active, steps, loop, on_step)
             active = [work for work in active if not self._is_final(work)]
@@ -228,7 +278,7 @@ class Generator:
     ) -> Tensor | None:
         """Move the batch's latents along the steps; returns the last predicted x_0 (B, c, h, w), None without steps."""
         with _timed(batch):
-            rows = [slot % len(batch) for slot in range(max(len(batch), self._num_slots or 0))]
+            rows = self._slot_rows(len(batch))
             conditions = Conditions(
                 positive=TextCondition.cat([work.positive for work in batch]),
                 negative=TextCondition.cat([work.negative for work in batch]),
@@ -238,17 +288,22 @@ class Generator:
             subject = SubjectKV.stack(subjects) if with_subject else None
             latents = torch.cat([work.latents for work in batch])[rows]
             last: Denoised | None = None
-            for last in self._denoiser.run(latents, conditions, steps, subject, loop):
-                _report(on_step, batch, last, loop, len(self._steps), with_subject=with_subject)
+            blend = _blend_of([batch[row] for row in rows])
+            for last in self._denoiser.run(latents, conditions, steps, subject, loop, blend=blend):
+                _report(on_step, batch, last, loop, len(self._steps), "transfer" if with_subject else "text")
             if last is None:
                 return None
             for index, work in enumerate(batch):
                 work.latents = last.latents[index : index + 1]
             return last.x0[: len(batch)]
 
+    def _slot_rows(self, num_works: int) -> list[int]:
+        """Who is in which row of a UNet call; see num_slots."""
+        return [slot % num_works for slot in range(max(num_works, self._num_slots or 0))]
+
     def _count_calls(self, batch: Sequence[_Work], steps: Sequence[Step]) -> None:
         for work in batch:
-            work.num_unet_calls += self._denoiser.count_calls(steps)
+            work.num_unet_calls += self._denoiser.count_calls(steps, edits=work.canvas is not None)
 
     def _decode(self, work: _Work, latents: Tensor) -> tuple[Tensor, Image.Image]:
         """Pixels (1, 3, H, W), clipped, and the 8-bit picture of one latent (1, c, h, w)."""
@@ -260,19 +315,37 @@ class Generator:
             return pixels, to_image(pixels[0])
 
 
+def _num_token_sets(request: Request) -> int:
+    """Pictures' worth of tokens that the adapters attend to."""
+    return 1 if request.mix else len(request.subjects)
+
+
 def _sketch_key(request: Request) -> tuple[str, str, int]:
     return request.prompt, request.negative_prompt, request.seed
 
 
+def _blend_of(batch: Sequence[_Work]) -> Callable[[Tensor, int], Tensor] | None:
+    """Each sample with its own background; None where nobody has one."""
+    backgrounds = [work.background for work in batch if work.background is not None]
+    if not backgrounds:
+        return None
+
+    def blend(latents: Tensor, t: int) -> Tensor:
+        rows = zip(backgrounds, torch.split(latents, 1), strict=True)
+        return torch.cat([background.blend(row, t) for background, row in rows])
+
+    return blend
+
+
 def _report(
-    on_step: OnStep | None, batch: Sequence[_Work], done: Denoised, loop: int, num_steps: int, *, with_subject: bool
+    on_step: OnStep | None, batch: Sequence[_Work], done: Denoised, loop: int, num_steps: int, phase: Phase
 ) -> None:
     if on_step is None:
         return
     on_step(
         StepReport(
             keys=tuple(work.request.key for work in batch),
-            phase="transfer" if with_subject else "text",
+            phase=phase,
             loop=loop,
             step=done.step.number,
             num_steps=num_steps,
@@ -285,7 +358,7 @@ def _finish(work: _Work) -> Sample:
     assert work.image is not None
     return Sample(
         key=work.request.key,
-        image=work.image,
+        image=work.image if work.canvas is None else work.canvas.paste(work.image),
         sketch=work.sketch if work.request.preview else None,
         loops=tuple(work.loops) if work.request.preview else (),
         num_loops=work.num_loops,

@@ -14,12 +14,28 @@ if TYPE_CHECKING:
     from ezigen.subject import SubjectFeatures
 
 StopReason = Literal["threshold", "max_loops", "fixed", "mode"]
-Phase = Literal["text", "transfer"]
+Phase = Literal["text", "invert", "transfer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Where a subject goes in a picture that exists (paper 3.4).
+
+    mask: bright (or, with an alpha channel, opaque) where the picture changes; of any size in the source's proportions.
+    box: (x0, y0, x1, y1) in pixels of the source, instead of a mask. With neither, everything changes, and the source
+    is no more than a sketch: what another model drew, for example.
+    """
+
+    source: Picture
+    mask: Image.Image | None = None
+    box: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One image to make: a subject, given by one or several pictures, in the scene of a prompt."""
+    """One image to make: a subject, given by one or several pictures, in the scene of a prompt, or in a source picture
+    that is edited.
+    """
 
     key: str
     prompt: str
@@ -31,13 +47,25 @@ class Request:
     """Whether the sample keeps the pictures on the way: the sketch, and the image of every loop."""
     features: "tuple[SubjectFeatures | None, ...]" = ()
     """By subject picture its features (batch 1), where they are known already; the engine encodes the others."""
+    subject_classes: tuple[str, ...] = ()
+    """By subject picture its class, where the pictures show different subjects; empty: subject_class for all."""
+    mix: tuple[float, ...] = ()
+    """By subject picture its share, all together 1: one subject between these, as in the paper's interpolation. Empty:
+    all of them, side by side, several views of one subject or several subjects.
+    """
+    edit: Edit | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """By subject picture the class under which it is encoded."""
+        return self.subject_classes or (self.subject_class,) * len(self.subjects)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image made, and how.
+    """One image made, and how. That of an edit has its source's size; pictures on the way have the model's.
 
-    sketch: the image foreseen at the split, before the subject enters; None in modes without a split.
+    sketch: the image foreseen at the split, before the subject enters; None in modes without a split and for edits.
     loops: the image after the first appearance transfer, then after each loop, up to `image`; none in text_only.
     Without a preview, there is neither a sketch nor a loop.
     num_loops: loops after the first transfer. similarities: one per loop, each image with the one before (if measured).
@@ -61,8 +89,8 @@ class Sample:
 class StepReport:
     """One finished denoising step of a batch, for progress and previews.
 
-    phase: text (adapters idle) or transfer; loop 0 is the first pass. x0: the predicted clean latents (B, c, h, w), in
-    the order of keys.
+    phase: text (adapters idle), invert (a source towards noise) or transfer; loop 0 is the first pass. x0: the
+    predicted clean latents (B, c, h, w), in the order of keys.
     """
 
     keys: tuple[str, ...]

@@ -69,6 +69,29 @@ class SubjectFeatures:
         return cls(tokens, {name: torch.cat([m[name] for m in masks], dim=1) for name in tokens})
 
     @classmethod
+    def mix(cls, parts: Sequence["SubjectFeatures"], shares: Sequence[float]) -> "SubjectFeatures":
+        """One subject between several: the weighted sum of their tokens, position by position.
+
+        Pictures of share 0 leave no trace, and a share of 1 gives that picture's features bit for bit. A token exists
+        where one of the pictures has it; where some lack it, the shares of the others count.
+        """
+        chosen = [(part, share) for part, share in zip(parts, shares, strict=True) if share]
+        if len(chosen) == 1:
+            return chosen[0][0]
+        if all(part.mask is None for part, _ in chosen):
+            names = chosen[0][0].tokens
+            return cls({name: torch.stack([part.tokens[name] * s for part, s in chosen]).sum(0) for name in names})
+        masks = [part.full_mask() for part, _ in chosen]
+        tokens, mask = {}, {}
+        for name, like in chosen[0][0].tokens.items():
+            weights = [m[name].to(like.dtype)[..., None] * s for (_, s), m in zip(chosen, masks, strict=True)]
+            total = torch.stack(weights).sum(0)
+            parted = [part.tokens[name] * weight for (part, _), weight in zip(chosen, weights, strict=True)]
+            mask[name] = total[..., 0] > 0
+            tokens[name] = torch.stack(parted).sum(0) / torch.where(total > 0, total, 1)
+        return cls(tokens, mask)
+
+    @classmethod
     def stack(cls, samples: Sequence["SubjectFeatures"]) -> "SubjectFeatures":
         """Samples joined along the batch; those with fewer tokens are padded with masked zeros."""
         tokens = {name: stack_tokens([s.tokens[name] for s in samples]) for name in samples[0].tokens}

@@ -361,7 +361,7 @@ def test_a_subject_that_fits_nowhere_ends_alone_and_halves_the_slots_once(tiny_s
     requests = [request(index, subject_class="giant" if index == 2 else "cup") for index in range(5)]
 
     def refuse(call):
-        if call.lane.kind is Kind.ENCODE and call.jobs[0].subject_class == "giant":
+        if call.lane.kind is Kind.ENCODE and call.jobs[0].classes == ("giant",):
             raise torch.OutOfMemoryError("injected")
 
     limits = EngineLimits(num_slots=8)

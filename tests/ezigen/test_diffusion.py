@@ -1,5 +1,7 @@
 """Schedule, solvers and noise against diffusers' schedulers."""
 
+from itertools import pairwise
+
 import diffusers
 import pytest
 import torch
@@ -141,6 +143,47 @@ def test_dpmpp_2m_equals_diffusers_at_every_step(prediction_type, num_steps):
         x = theirs.step(output, torch.tensor(t), x).prev_sample
         assert torch.allclose(ours, x, rtol=1e-4, atol=1e-5)
         last_x0, last_t = x0, t
+
+
+@pytest.mark.parametrize("num_steps", [10, 25])
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_the_step_upwards_equals_the_inverse_solver_of_diffusers(prediction_type, num_steps):
+    settings = config(prediction_type=prediction_type, algorithm_type="dpmsolver++", solver_order=2)
+    theirs = diffusers.DPMSolverMultistepInverseScheduler.from_config(settings, lower_order_final=False)
+    schedule = NoiseSchedule.from_config(settings)
+    theirs.set_timesteps(num_steps)
+    timesteps = theirs.timesteps.tolist()
+    x, last_x0, last_t = torch.randn(SHAPE), None, CLEAN
+    for t, next_t in pairwise(timesteps):
+        assert next_t > t
+        output = network(x, vector(t))
+        x0 = schedule.to_x0(output, x, vector(t))
+        ours = dpmpp_2m_step(schedule, x0, x, vector(t), vector(next_t), last_x0, vector(last_t))
+        x = theirs.step(output, torch.tensor(t), x).prev_sample
+        assert torch.allclose(ours, x, rtol=1e-4, atol=1e-5)
+        last_x0, last_t = x0, t
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("num_steps", [2, 5, 50])
+def test_inversion_and_denoising_with_an_oracle_end_where_they_began(num_steps, second_order):
+    """The oracle knows the image. First or second order, few steps or many: only fp32 rounding is left."""
+    schedule = NoiseSchedule.from_config(SD21_BASE)
+    source = torch.randn(SHAPE)
+    up = schedule.timesteps(num_steps)[::-1]
+    x = travel(schedule, source, source, up, second_order)
+    assert (x - source).abs().mean() > 0.1  # it went somewhere
+    back = travel(schedule, x, source, [*up[::-1], CLEAN], second_order)
+    assert torch.allclose(back, source, atol=1e-5)
+    assert torch.allclose(travel(schedule, x, source, up[::-1], second_order), source, atol=2e-4)
+
+
+def travel(schedule, x, x0, timesteps, second_order):
+    last_t = CLEAN
+    for t, next_t in pairwise(timesteps):
+        x = dpmpp_2m_step(schedule, x0, x, vector(t), vector(next_t), x0 if second_order else None, vector(last_t))
+        last_t = t
+    return x
 
 
 def test_samples_at_different_timesteps_share_a_step():

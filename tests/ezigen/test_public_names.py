@@ -19,8 +19,8 @@ PUBLIC = {
     "check_object check_subject_mask check_target_mask connected_share count_frame_pairs cut_target "
     "decode_segmentation distinct_frames draw_frames make_coco_pair make_video_pair mask_of_value "
     "min_distance pair_rng rank_objects square_around",
-    "ezigen.sampling": "Generator OnStep Phase Request Sample StepReport StopReason attach_to_stack load_generator "
-    "patch_similarity stop_reason",
+    "ezigen.sampling": "Edit Generator OnStep Phase Request Sample StepReport StopReason attach_to_stack "
+    "load_generator patch_similarity stop_reason",
     "ezigen.subject": "SUBJECT_PROMPT SubjectEncoder SubjectFeatures encode_latents record_norms",
     "ezigen.training": "SOURCES Conditioner Conditions Draws Learner LossTerms StepReport TrainBatch TrainingDiverged "
     "choose_precision draw learning_rate pair_loss without_dropout",

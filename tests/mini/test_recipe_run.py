@@ -32,9 +32,9 @@ SECONDS = 1 / 60
 
 def tiny(work: Path) -> RecipeConfig:
     return RecipeConfig(
-        world=WorldConfig(pictures=pictures_folder(), num_backgrounds=2),
+        world=WorldConfig(pictures=pictures_folder(), num_backgrounds=2, num_morphs=3),
         work=work,
-        vae=VaeConfig(batch=4, widths=(8, 16, 16), minutes=SECONDS, polish_minutes=SECONDS),
+        vae=VaeConfig(batch=4, num_pictures=100, widths=(8, 16, 16), minutes=SECONDS, polish_minutes=SECONDS),
         unet=UnetConfig(batch=4, widths=(32, 32), head_dim=16, text_dim=32, num_latents=100, minutes=SECONDS),
         adapter=AdapterConfig(batch=4, minutes=SECONDS),
         joint=JointConfig(num_subjects=2, num_idle=1, minutes=SECONDS),
@@ -66,7 +66,7 @@ def test_the_packaged_weights_can_be_trained_further(tmp_path: Path, monkeypatch
     monkeypatch.setattr(adapters, "SHEET_SCENES", ("beach",))
     monkeypatch.setattr(adapters, "SHEET_PRODUCTS", ("pineapple",))
     work = tmp_path / "work"
-    world = WorldConfig(pictures=pictures_folder(), num_backgrounds=2)
+    world = WorldConfig(pictures=pictures_folder(), num_backgrounds=2, num_morphs=3)
     # One step has to show, on however slow a machine: no warm-up, and no average that takes a while to move.
     joint = JointConfig(num_subjects=2, num_idle=1, minutes=SECONDS, warmup_steps=1, ema_decay=0.0, lr=5e-3)
     config = RecipeConfig(world=world, work=work, precision="float32", unet=UnetConfig(num_latents=100), joint=joint)

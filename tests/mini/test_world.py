@@ -1,6 +1,7 @@
 """The miniature world: products, captions, composition, catalog."""
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ezigen.mini import catalog_file, read_products
 from ezigen.mini.recipe.tokenizer import MAX_TOKENS, build_tokenizer
 from ezigen.mini.world.captions import PHRASES, random_caption, vocabulary_words
 from ezigen.mini.world.compose import Composer, Pose, draw_pose
+from ezigen.mini.world.morphs import make_morph
 from ezigen.mini.world.products import PICTURES, make_variant, make_variants, select_products
 from ezigen.mini.world.scenes import SCENE_NAMES, draw_scene
 
@@ -109,3 +111,17 @@ def test_the_sample_catalog_has_good_rows_and_four_wrong_ones() -> None:
     for row in good:
         prompts[row["subject_uri"]].add(row["prompt"])
     assert all(len(texts) == 2 for texts in prompts.values())
+
+
+def test_a_morph_is_whole_and_like_no_other() -> None:
+    product = select_products(held_out=False)[0]
+    morphs = [make_morph(np.random.default_rng(seed), seed, product) for seed in range(4)]
+    again = make_morph(np.random.default_rng(0), 0, product)
+    assert np.array_equal(again.pixels, morphs[0].pixels)
+    assert len({morph.key for morph in morphs}) == 4
+    for morph in morphs:
+        assert morph.pixels.shape == (96, 96, 4)
+        rows, columns = np.nonzero(morph.pixels[..., 3] > 24)
+        assert max(rows.max() - rows.min(), columns.max() - columns.min()) > 90
+    for one, other in pairwise(morphs):
+        assert np.abs(one.pixels.astype(int) - other.pixels).mean() > 10

@@ -9,6 +9,8 @@ beside the others in a second process. With `--from-weights` a phase begins with
 from __future__ import annotations
 
 import argparse
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,11 +46,14 @@ PHASES: dict[str, Callable[[RecipeConfig], object]] = {
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m ezigen.mini.recipe", description=__doc__)
-    parser.add_argument("phase", choices=["all", "fetch", *PHASES, "package"])
+    parser.add_argument("phases", nargs="+", metavar="phase", choices=["all", "fetch", *PHASES, "package"])
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
     parser.add_argument("--work", type=Path, default=Path("build/mini"), help="checkpoints, latents, sample sheets")
     parser.add_argument("--source", default=PACKAGE, help="address or local file of the npm package")
     parser.add_argument("--minutes", type=float, help="training time of the joint phase, instead of the preset's")
+    parser.add_argument("--morphs", type=int, help="number of morphs, instead of the preset's")
+    parser.add_argument("--latents", type=int, help="number of encoded samples, instead of the preset's")
+    parser.add_argument("--pace", type=float, default=1.0, help="factor on the training time of every phase")
     parser.add_argument(
         "--from-weights", action="store_true", help="begin with the packaged weights where the work folder lacks a part"
     )
@@ -59,23 +64,36 @@ def build_parser() -> argparse.ArgumentParser:
 def build_config(args: argparse.Namespace) -> RecipeConfig:
     """The preset, with what the command line says instead."""
     config = PRESETS[args.preset](args.work, args.work / "pictures")
-    if args.minutes:
-        config = config.model_copy(update={"joint": config.joint.model_copy(update={"minutes": args.minutes})})
-    return config
+    changes: dict[str, dict[str, float]] = defaultdict(dict)
+    for name in ("vae", "unet", "adapter", "joint", "encoders"):
+        changes[name]["minutes"] = args.pace * getattr(config, name).minutes
+    changes["vae"]["polish_minutes"] = args.pace * config.vae.polish_minutes
+    if args.minutes is not None:
+        changes["joint"]["minutes"] = args.minutes
+    if args.morphs is not None:
+        changes["world"]["num_morphs"] = args.morphs
+    if args.latents is not None:
+        changes["unet"]["num_latents"] = args.latents
+    settings = config.model_dump()
+    return RecipeConfig.model_validate({**settings, **{k: settings[k] | v for k, v in changes.items()}})
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one phase, or all of them."""
+    """Run some phases, or all of them."""
     args = build_parser().parse_args(arguments)
     config = build_config(args)
     torch.set_num_threads(config.threads)
     fetch_pictures(config.world.pictures, args.source)
     if args.from_weights:
         unpack_weights(weights_folder(), config.work)
+    if config.device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
     for name, train in PHASES.items():
-        if args.phase in (name, "all"):
+        if {name, "all"} & set(args.phases):
+            started = time.monotonic()
             train(config)
-    if args.phase in ("package", "all"):
+            print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    if {"package", "all"} & set(args.phases):
         package_weights(config.work, args.target)
 
 

@@ -1,8 +1,7 @@
 """Phase 4: the subject adapters, trained on pairs with the denoiser and the text encoder frozen (paper 4.1).
 
 A pair is a product alone on white (the subject) and the same product in the same hue in a scene, in another pose (the
-target). Targets are the samples encoded for the denoiser; subjects are a few views of every variant, whose features
-at timestep 1 are computed once and kept.
+target). Targets are the samples encoded for the denoiser; subjects are a few views of every variant.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +20,22 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ezigen.adapters import AdapterCard, AdapterSet, attach_adapters, save_adapter
+from ezigen.diffusion import NoiseSource
 from ezigen.mini.recipe.config import RecipeConfig
-from ezigen.mini.recipe.latents import LatentStore, encode
+from ezigen.mini.recipe.latents import LatentStore, encode, encode_all, token_ids
+from ezigen.mini.recipe.pictures import build_composer, to_tensor
 from ezigen.mini.recipe.state import Trainer
-from ezigen.mini.recipe.unet import TextToImage, build_schedule, decode, write_sheet
-from ezigen.mini.recipe.vae import build_composer, to_tensor
-from ezigen.mini.world.captions import describe, random_caption
+from ezigen.mini.recipe.unet import TextToImage, build_schedule, decode, spread_times, write_sheet
+from ezigen.mini.recipe.workers import spread
+from ezigen.mini.world.captions import describe
 from ezigen.mini.world.compose import Composer, draw_pose
 from ezigen.mini.world.products import Variant, make_variant, select_products
-from ezigen.mini.world.scenes import SCENE_NAMES
 from ezigen.subject import SubjectFeatures, record_norms
 
 NUM_VIEWS = 4
 T_SUB = 1
-CHUNK = 64
+LATE = (0, 600)
+"""Timesteps at which loops run."""
 
 
 def load_text_to_image(config: RecipeConfig, folder: Path) -> TextToImage:
@@ -50,15 +52,21 @@ def subject_pixels(composer: Composer, rng: np.random.Generator, variant: Varian
     return composer.compose(rng, variant, None, replace(draw_pose(rng, None), mirrored=mirrored))[0]
 
 
+@cache
+def subject_noise(shape: tuple[int, ...], device: str) -> Tensor:
+    """The noise of every subject's latent (1, c, h, w): that of the subject encoder, which knows no seeds."""
+    return NoiseSource().noise(0, "subject", 0, 0, shape)[None].to(device)
+
+
 @torch.no_grad()
-def encode_subjects(parts: TextToImage, latents: Tensor, classes: list[str]) -> SubjectFeatures:
-    """Features of subject latents `n x c x h x w` at timestep 1 under each one's own caption."""
-    text = parts.embed([describe(name, None) for name in classes])
+def encode_subjects(parts: TextToImage, latents: Tensor, text: Tensor) -> SubjectFeatures:
+    """Features of subject latents `n x c x h x w` at timestep 1, under text tokens `n x MAX_TOKENS x width`."""
     times = torch.full((len(latents),), T_SUB, device=latents.device)
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
+    noise = subject_noise(tuple(latents.shape[1:]), latents.device.type).expand_as(latents)
     noisy = parts.schedule.add_noise(latents, noise, times)
+    enabled = parts.autocast != torch.float32
     with (
-        torch.autocast(latents.device.type, parts.autocast, enabled=parts.autocast != torch.float32),
+        torch.autocast(latents.device.type, parts.autocast, enabled=enabled, cache_enabled=False),
         record_norms(parts.unet) as tokens,
     ):
         parts.unet(noisy, times, text)
@@ -66,103 +74,73 @@ def encode_subjects(parts: TextToImage, latents: Tensor, classes: list[str]) -> 
 
 
 @dataclass
-class SubjectStore:
-    """Features of `NUM_VIEWS` views of every variant, every other one mirrored.
+class SubjectViews:
+    """`NUM_VIEWS` views of every variant alone on white, every other one mirrored, on the configured device.
 
-    tokens: block name -> `variants x views x tokens x channels` in bf16.
+    latents: variants x views x c x h x w in fp16. captions: token ids of each variant's own caption (variants x
+    MAX_TOKENS).
     """
 
-    tokens: dict[str, Tensor]
+    latents: Tensor
+    captions: Tensor
 
-    def draw(self, variants: Tensor, mirrored: Tensor, rng: np.random.Generator) -> SubjectFeatures:
-        """A random view of each of `variants` (n,), mirrored or not as asked (n,)."""
-        views = 2 * torch.from_numpy(rng.integers(0, NUM_VIEWS // 2, len(variants))) + mirrored.long()
-        return SubjectFeatures({name: tokens[variants.long(), views].float() for name, tokens in self.tokens.items()})
-
-
-def build_subject_store(
-    parts: TextToImage, vae: AutoencoderKL, composer: Composer, config: RecipeConfig
-) -> SubjectStore:
-    """Compose, encode and featurise `NUM_VIEWS` views of every variant."""
-    rng = np.random.default_rng((config.seed, 4))
-    chunks: dict[str, list[Tensor]] = {}
-    repeated = [(variant, view % 2 == 1) for variant in composer.variants for view in range(NUM_VIEWS)]
-    for start in range(0, len(repeated), CHUNK):
-        chosen = repeated[start : start + CHUNK]
-        pixels = to_tensor([subject_pixels(composer, rng, variant, mirrored) for variant, mirrored in chosen]).to(
-            config.device
-        )
-        latents = encode(vae, pixels, config.precision)
-        features = encode_subjects(parts, latents, [v.product.subject_class for v, _ in chosen])
-        for name, tokens in features.tokens.items():
-            chunks.setdefault(name, []).append(tokens.bfloat16().cpu())
-    joined = {name: torch.cat(parts_) for name, parts_ in chunks.items()}
-    return SubjectStore({name: t.reshape(-1, NUM_VIEWS, *t.shape[1:]) for name, t in joined.items()})
+    def draw(self, variants: Tensor, mirrored: Tensor) -> Tensor:
+        """A random view of each of `variants` (n,), mirrored or not as asked (n,): n x c x h x w in fp32."""
+        views = 2 * torch.randint(0, NUM_VIEWS // 2, (len(variants),), device=variants.device) + mirrored.long()
+        return self.latents[variants.long(), views].float()
 
 
-def draw_captions(rng: np.random.Generator, variants: list[Variant], scenes: list[int], dropout: float) -> list[str]:
-    """One caption per sample, empty with probability `dropout`."""
-    captions = []
-    for v, scene in zip(variants, scenes, strict=True):
-        name = SCENE_NAMES[scene] if scene >= 0 else None
-        caption = random_caption(rng, v.product.name, v.product.subject_class, v.hue_word, name)
-        captions.append("" if rng.random() < dropout else caption)
-    return captions
+def make_views(parts: TextToImage, vae: AutoencoderKL, config: RecipeConfig) -> SubjectViews:
+    """Compose and encode the views of every variant."""
+    composer = build_composer(config)
+
+    def compose(number: int) -> np.ndarray:
+        rng = np.random.default_rng((config.seed, 4, number))
+        variant = composer.variants[number]
+        return np.stack([subject_pixels(composer, rng, variant, view % 2 == 1) for view in range(NUM_VIEWS)])
+
+    pixels = np.concatenate(list(spread(compose, range(len(composer.variants)), config.processes)))
+    latents = encode_all(vae, torch.from_numpy(pixels), config).to(config.device)
+    latents = latents.reshape(-1, NUM_VIEWS, *latents.shape[1:])
+    captions = token_ids(parts.tokenizer, [describe(v.product.subject_class, None) for v in composer.variants])
+    return SubjectViews(latents, captions.long().to(config.device))
 
 
-def draw_times(rng: np.random.Generator, batch: int, share: float, favoured: tuple[int, int] = (0, 600)) -> Tensor:
-    """Timesteps (batch,), a share of them in the favoured range and the rest anywhere, both spread evenly."""
+def draw_times(batch: int, share: float, favoured: tuple[int, int], device: str) -> Tensor:
+    """Timesteps (batch,) in random order, a share of them in the favoured range and the rest anywhere, both spread
+    evenly.
+    """
     num_favoured = round(batch * share)
-    ranges = ((num_favoured, *favoured), (batch - num_favoured, 0, 1000))
-    parts = [low + (np.arange(n) + rng.random()) * ((high - low) / max(n, 1)) for n, low, high in ranges]
-    return torch.from_numpy(np.concatenate(parts)).long()
+    times = [spread_times(num_favoured, *favoured, device), spread_times(batch - num_favoured, 0, 1000, device)]
+    return torch.cat(times)[torch.rand(batch, device=device).argsort()]
 
 
 def pair_losses(
-    parts: TextToImage,
-    adapters: AdapterSet,
-    subjects: SubjectStore,
-    variants: list[Variant],
-    config: RecipeConfig,
-    start: int,
+    parts: TextToImage, adapters: AdapterSet, views: SubjectViews, store: LatentStore, config: RecipeConfig, start: int
 ) -> Iterator[Tensor]:
     """Endless adapter losses: the denoiser's own error on the target, given the subject's features (for most samples).
 
     Errors on the product weigh more than those around it, where the subject has nothing to say.
     """
-    store = LatentStore(config.work / "latents")
-    settings = config.adapter
-    rng = np.random.default_rng((config.seed, 7, start))
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 77 + start)
+    settings, device = config.adapter, config.device
+    torch.manual_seed(config.seed * 1_000_003 + 77 + start)
     while True:
-        picked = torch.from_numpy(rng.integers(0, len(store), settings.batch))
-        clean, numbers = store.latents[picked].float(), store.variants[picked]
-        captions = draw_captions(rng, [variants[i] for i in numbers.tolist()], store.scenes[picked].tolist(), 0.05)
-        noise = torch.randn(clean.shape, generator=generator)
-        times = draw_times(rng, settings.batch, settings.low_share)
-        noisy = parts.schedule.add_noise(clean, noise, times).to(config.device)
-        target = parts.schedule.get_velocity(clean, noise, times).to(config.device)
-        mirrored = store.mirrored[picked] ^ torch.from_numpy(rng.random(settings.batch) >= settings.same_side)
-        kept = torch.from_numpy(rng.random(settings.batch) >= settings.subject_dropout)
-        features = subjects.draw(numbers, mirrored, rng).to(config.device).keep(kept)
-        weight = 1 + settings.product_weight * store.masks[picked].float()[:, None].to(config.device) / 255
-        output = predict_with_subjects(parts, adapters, features, noisy, times.to(config.device), captions)
+        picked = store.draw(settings.batch)
+        clean, numbers = store.latents[picked].float(), store.variants[picked].long()
+        noise = torch.randn_like(clean)
+        times = draw_times(settings.batch, settings.low_share, LATE, device)
+        noisy = parts.schedule.add_noise(clean, noise, times)
+        target = parts.schedule.get_velocity(clean, noise, times)
+        mirrored = store.mirrored[picked] ^ (torch.rand(settings.batch, device=device) >= settings.same_side)
+        kept = torch.rand(settings.batch, device=device) >= settings.subject_dropout
+        with torch.no_grad():
+            own_text = parts.embed_ids(views.captions[numbers])
+            text = parts.embed_ids(store.draw_captions(picked, 0.05))
+        features = encode_subjects(parts, views.draw(numbers, mirrored), own_text).keep(kept)
+        weight = 1 + settings.product_weight * store.masks[picked].float()[:, None] / 255
+        with adapters.active(features):
+            output = parts.denoise(noisy, times, text)
         yield ((output - target).square() * weight).mean() / weight.mean()
-
-
-def predict_with_subjects(
-    parts: TextToImage,
-    adapters: AdapterSet,
-    features: SubjectFeatures,
-    noisy: Tensor,
-    times: Tensor,
-    captions: list[str],
-) -> Tensor:
-    """The denoiser's prediction with active adapters; gradients reach the adapters alone."""
-    with torch.no_grad():
-        text = parts.embed(captions)
-    with adapters.active(features):
-        return parts.denoise(noisy, times, text)
 
 
 @torch.no_grad()
@@ -212,7 +190,7 @@ def write_subject_sheet(
     classes = [v.product.subject_class for v in variants]
     columns = [np.stack(pixels)]
     for scene in SHEET_SCENES:
-        features = encode_subjects(parts, latents, classes)
+        features = encode_subjects(parts, latents, parts.embed([describe(name, None) for name in classes]))
         captions = [describe(name, scene) for name in classes]
         columns.append(decode(vae, sample_with_subjects(parts, adapters, features, captions)))
     write_sheet(np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]), len(columns), path)
@@ -246,7 +224,7 @@ def train_adapters(config: RecipeConfig, snapshot_minutes: float = 6) -> None:
     vae = AutoencoderKL.from_pretrained(config.work / "vae").to(config.device).eval()
     composer = build_composer(config)
     adapters = attach_adapters(parts.unet)
-    subjects = build_subject_store(parts, vae, composer, config)
+    views = make_views(parts, vae, config)
     print(json.dumps({"adapters": len(adapters), "numbers": adapters.num_parameters}), flush=True)
     settings = config.adapter
     trainer = Trainer(
@@ -258,6 +236,7 @@ def train_adapters(config: RecipeConfig, snapshot_minutes: float = 6) -> None:
         0.995,
         weight_decay=0.0,
         use_muon=True,
+        captures=True,
     )
     passed = [trainer.seconds]
 
@@ -269,4 +248,5 @@ def train_adapters(config: RecipeConfig, snapshot_minutes: float = 6) -> None:
                 parts, adapters, vae, composer, config, config.work / f"adapters-{trainer.step:06d}.png"
             )
 
-    trainer.run(pair_losses(parts, adapters, subjects, composer.variants, config, trainer.step), settings.batch, check)
+    store = LatentStore(config.work / "latents", config.device)
+    trainer.run(pair_losses(parts, adapters, views, store, config, trainer.step), settings.batch, check)

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from ezigen.mini.recipe.config import RecipeConfig
+from ezigen.mini.recipe.pictures import build_composer, to_tensor
 from ezigen.mini.recipe.state import Trainer
 from ezigen.mini.recipe.tokenizer import MAX_TOKENS, build_tokenizer
-from ezigen.mini.recipe.vae import build_composer, to_tensor
 from ezigen.mini.world.captions import vocabulary_words
 from ezigen.mini.world.compose import Composer
 

@@ -25,6 +25,9 @@ class WorldConfig(Closed):
     pictures: Path = Field(description="Folder of cut-outs named <code>.webp (the npm package's assets folder)")
     side_px: int = Field(64, ge=32, le=256, description="Side of a composed picture")
     num_backgrounds: int = Field(96, ge=1, description="Pre-drawn pictures per scene")
+    num_morphs: int = Field(
+        1_000, ge=0, description="Products bent and recoloured into things of their own; half of all samples show one"
+    )
     white_share: float = Field(0.12, ge=0, le=1, description="Share of samples that show the product alone on white")
 
 
@@ -34,6 +37,8 @@ class VaeConfig(Closed):
     widths: tuple[int, int, int] = Field((16, 32, 64), description="Channels per resolution")
     latent_channels: int = Field(8, ge=2, le=32, description="Channels of a latent")
     batch: int = Field(32, ge=1, description="Crops of half a picture per step")
+    num_pictures: int = Field(20_000, ge=1, description="Pictures composed once, from which the crops are taken")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights that are shipped")
     lr: float = Field(2e-3, gt=0, description="Peak learning rate")
     kl_weight: float = Field(1e-6, ge=0, description="Weight of the divergence from a unit Gaussian")
     edge_weight: float = Field(0.5, ge=0, description="Weight of the error of horizontal and vertical differences")
@@ -55,6 +60,7 @@ class UnetConfig(Closed):
     text_dim: int = Field(128, ge=16, description="Width of the text encoder")
     text_layers: int = Field(2, ge=1, description="Layers of the text encoder")
     num_latents: int = Field(60_000, ge=100, description="Samples composed and encoded once")
+    num_captions: int = Field(4, ge=1, le=16, description="Captions drawn for each of them")
     batch: int = Field(64, ge=1, description="Latents per step")
     lr: float = Field(1e-3, gt=0, description="Peak learning rate")
     use_muon: bool = Field(True, description="Muon for matrices instead of AdamW")
@@ -110,6 +116,7 @@ class RecipeConfig(Closed):
     world: WorldConfig
     work: Path = Field(description="Folder of checkpoints, latents and sample sheets")
     device: str = Field("cpu", description="torch device")
+    processes: int = Field(1, ge=1, description="Processes that compose pictures")
     threads: int = Field(1, ge=1, description="torch threads; one per process is best on a busy machine")
     precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="Autocast type of forward passes")
     seed: int = Field(0, ge=0, description="Seed of everything random")

@@ -19,8 +19,8 @@ from transformers import Dinov2Config, Dinov2Model
 from ezigen.mini.recipe.clip import normalize as normalize_pixels
 from ezigen.mini.recipe.clip import write_processor
 from ezigen.mini.recipe.config import RecipeConfig
+from ezigen.mini.recipe.pictures import build_composer, to_tensor
 from ezigen.mini.recipe.state import Trainer
-from ezigen.mini.recipe.vae import build_composer, to_tensor
 from ezigen.mini.world.compose import Composer
 from ezigen.mini.world.products import Variant
 from ezigen.mini.world.scenes import SCENE_NAMES

@@ -9,79 +9,64 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from ezigen.adapters import AdapterSet, attach_adapters, load_adapter
 from ezigen.mini.recipe.adapters import (
-    draw_captions,
+    SubjectViews,
     draw_times,
     encode_subjects,
     load_text_to_image,
-    subject_pixels,
+    make_views,
     write_adapter,
     write_subject_sheet,
 )
 from ezigen.mini.recipe.config import JointConfig, RecipeConfig
-from ezigen.mini.recipe.latents import LatentStore, encode
+from ezigen.mini.recipe.latents import LatentStore
+from ezigen.mini.recipe.pictures import build_composer
 from ezigen.mini.recipe.state import Trainer
 from ezigen.mini.recipe.unet import TextToImage
-from ezigen.mini.recipe.vae import build_composer, to_tensor
-from ezigen.mini.world.compose import Composer
 from ezigen.models.blocks import STOCK
 
 NOISY = (300, 1000)
 
 
-def draw_batch(store: LatentStore, rng: np.random.Generator, settings: JointConfig) -> Tensor:
+def draw_batch(store: LatentStore, settings: JointConfig) -> Tensor:
     """Numbers of a step's samples (settings.batch,): the first target of every subject, the second ones in the same
     order, then those with idle adapters.
     """
-    drawn = torch.from_numpy(rng.integers(0, len(store), settings.num_subjects + settings.num_idle))
-    first, idle = drawn[: settings.num_subjects], drawn[settings.num_subjects :]
-    return torch.cat([first, store.draw_companions(first, rng), idle])
+    first = store.draw(settings.num_subjects)
+    return torch.cat([first, store.draw_companions(first), store.draw(settings.num_idle)])
 
 
 def joint_losses(
-    parts: TextToImage,
-    adapters: AdapterSet,
-    store: LatentStore,
-    vae: AutoencoderKL,
-    composer: Composer,
-    config: RecipeConfig,
-    start: int,
+    parts: TextToImage, adapters: AdapterSet, views: SubjectViews, store: LatentStore, config: RecipeConfig, start: int
 ) -> Iterator[Tensor]:
     """Endless losses with gradients in denoiser and adapters; the subjects' features are those of the denoiser
     as it is at that step, without gradients.
     """
-    settings = config.joint
-    rng = np.random.default_rng((config.seed, 10, start))
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 177 + start)
+    settings, device = config.joint, config.device
+    torch.manual_seed(config.seed * 1_000_003 + 177 + start)
     n, num_active = settings.num_subjects, 2 * settings.num_subjects
     while True:
-        picked = draw_batch(store, rng, settings)
-        clean, numbers = store.latents[picked].float(), store.variants[picked].long()
-        variants = [composer.variants[i] for i in numbers.tolist()]
-        noise = torch.randn(clean.shape, generator=generator)
-        times = draw_times(rng, settings.batch, settings.noisy_share, NOISY)
-        times = times[torch.from_numpy(rng.permutation(settings.batch))]
-        noisy = parts.schedule.add_noise(clean, noise, times).to(config.device)
-        target = parts.schedule.get_velocity(clean, noise, times).to(config.device)
-        mirrored = store.mirrored[picked[:n]] ^ torch.from_numpy(rng.random(n) >= settings.same_side)
-        pairs = zip(variants[:n], mirrored.tolist(), strict=True)
-        pixels = to_tensor([subject_pixels(composer, rng, variant, side) for variant, side in pairs])
-        subjects = encode(vae, pixels.to(config.device), config.precision)
-        features = encode_subjects(parts, subjects, [v.product.subject_class for v in variants[:n]])
+        picked = draw_batch(store, settings)
+        clean, numbers = store.latents[picked].float(), store.variants[picked[:n]].long()
+        noise = torch.randn_like(clean)
+        times = draw_times(settings.batch, settings.noisy_share, NOISY, device)
+        noisy = parts.schedule.add_noise(clean, noise, times)
+        target = parts.schedule.get_velocity(clean, noise, times)
+        mirrored = store.mirrored[picked[:n]] ^ (torch.rand(n, device=device) >= settings.same_side)
         with torch.no_grad():
-            text = parts.embed(draw_captions(rng, variants, store.scenes[picked].tolist(), 0.1))
-        times = times.to(config.device)
+            own_text = parts.embed_ids(views.captions[numbers])
+            text = parts.embed_ids(store.draw_captions(picked, 0.1))
+        features = encode_subjects(parts, views.draw(numbers, mirrored), own_text)
         with adapters.active(features):
             outputs = [parts.denoise(noisy[:num_active], times[:num_active], text[:num_active])]
         if settings.num_idle:
             outputs.append(parts.denoise(noisy[num_active:], times[num_active:], text[num_active:]))
-        weight = 1 + settings.product_weight * store.masks[picked].float()[:, None].to(config.device) / 255
+        weight = 1 + settings.product_weight * store.masks[picked].float()[:, None] / 255
         yield ((torch.cat(outputs) - target).square() * weight).mean() / weight.mean()
 
 
@@ -101,7 +86,7 @@ def train_jointly(config: RecipeConfig, snapshot_minutes: float = 30) -> None:
     adapters = attach_adapters(parts.unet)
     load_adapter(adapters, config.work / "adapter", base_fingerprint="")
     parts.unet.requires_grad_(True)
-    settings, store = config.joint, LatentStore(config.work / "latents")
+    settings, store = config.joint, LatentStore(config.work / "latents", config.device)
     modules = {"unet": parts.unet, "adapters": adapters}
     trainer = Trainer(
         "joint",
@@ -112,11 +97,13 @@ def train_jointly(config: RecipeConfig, snapshot_minutes: float = 30) -> None:
         settings.ema_decay,
         use_muon=True,
         warmup_steps=settings.warmup_steps,
+        captures=True,
     )
     passed = [trainer.seconds]
 
     def check() -> None:
-        store.refresh()
+        if not trainer.captures:
+            store.refresh()
         if trainer.seconds - passed[0] > 60 * snapshot_minutes or trainer.share() >= 1:
             passed[0] = trainer.seconds
             save_denoiser(trainer.averaged_modules()["unet"], parts.unet, config)
@@ -124,5 +111,5 @@ def train_jointly(config: RecipeConfig, snapshot_minutes: float = 30) -> None:
             sheet = config.work / f"joint-{trainer.step:06d}.png"
             write_subject_sheet(parts, adapters, vae, composer, config, sheet)
 
-    losses = joint_losses(parts, adapters, store, vae, composer, config, trainer.step)
+    losses = joint_losses(parts, adapters, make_views(parts, vae, config), store, config, trainer.step)
     trainer.run(losses, settings.batch, check)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from ezigen.mini.recipe.config import JUDGE_MINUTES, RecipeConfig
+from ezigen.mini.recipe.pictures import to_tensor
 from ezigen.mini.recipe.state import Trainer
-from ezigen.mini.recipe.vae import to_tensor
 from ezigen.mini.world.compose import Composer
 from ezigen.mini.world.products import PICTURES, Variant, make_variants, select_products
 from ezigen.mini.world.scenes import SCENE_NAMES

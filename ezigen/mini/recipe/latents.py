@@ -6,24 +6,29 @@ processes can share the work.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from transformers import CLIPTokenizer
 
 from ezigen.mini.recipe.config import RecipeConfig
+from ezigen.mini.recipe.pictures import build_composer, to_signed
 from ezigen.mini.recipe.state import write_atomically
-from ezigen.mini.recipe.vae import build_composer, to_tensor
-from ezigen.mini.world.compose import Composer, Sample
+from ezigen.mini.recipe.tokenizer import build_tokenizer
+from ezigen.mini.recipe.workers import spread
+from ezigen.mini.world.captions import random_caption, vocabulary_words
+from ezigen.mini.world.compose import Composer
 from ezigen.mini.world.scenes import SCENE_NAMES
 
 SHARD = 2_000
-CHUNK = 100
-TRUTH = ("variants", "scenes", "mirrored", "masks")
+CHUNK = 500
+TRUTH = ("variants", "scenes", "mirrored", "masks", "captions")
 
 
 @torch.no_grad()
@@ -35,71 +40,140 @@ def encode(vae: AutoencoderKL, pixels: Tensor, precision: str = "bfloat16") -> T
     return latents
 
 
-def encode_shard(vae: AutoencoderKL, composer: Composer, config: RecipeConfig, shard: int) -> dict[str, Tensor]:
-    """`SHARD` samples of the world: latents (fp16), and of each its truth (see `truth_of`)."""
-    rng = np.random.default_rng((config.seed, 2, shard))
-    latents, truths = [], []
-    for _ in range(SHARD // CHUNK):
-        samples = [composer.sample(rng, config.world.white_share) for _ in range(CHUNK)]
-        pixels = to_tensor([s.pixels for s in samples]).to(config.device)
-        latents.append(encode(vae, pixels, config.precision).half().cpu().contiguous())
-        truths.append(truth_of(samples, composer))
-    return {"latents": torch.cat(latents)} | {name: torch.cat([t[name] for t in truths]) for name in TRUTH}
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids of captions, padded: `n x MAX_TOKENS`, int16."""
+    ids: Tensor = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return ids.to(torch.int16)
 
 
-def truth_of(samples: list[Sample], composer: Composer) -> dict[str, Tensor]:
-    """What samples show: variant number, scene number (-1: alone on white), whether the product is mirrored, and its
-    share of every latent pixel (`n x h/4 x w/4`, 0..255).
+@dataclass(frozen=True)
+class Shard:
+    """`SHARD` composed samples, before any network: made in a process without torch's threads.
+
+    pixels: n x h x w x 3 bytes. variants, scenes: numbers; scene -1 where the product is alone on white. mirrored:
+    whether it is. masks: the product's share of every latent pixel (n x h/4 x w/4, 0..255). captions:
+    `config.unet.num_captions` of each, one after the other.
     """
+
+    pixels: NDArray[np.uint8]
+    variants: NDArray[np.int16]
+    scenes: NDArray[np.int8]
+    mirrored: NDArray[np.bool_]
+    masks: NDArray[np.uint8]
+    captions: list[str]
+
+
+def compose_shard(composer: Composer, config: RecipeConfig, shard: int) -> Shard:
+    """Samples of the world, with their truth."""
+    rng = np.random.default_rng((config.seed, 2, shard))
     numbers = {variant.key: i for i, variant in enumerate(composer.variants)}
-    masks = torch.from_numpy(np.stack([s.mask for s in samples])).float()[:, None]
+    samples = [composer.sample(rng, config.world.white_share) for _ in range(SHARD)]
+    captions = [
+        random_caption(rng, s.variant.product.name, s.variant.product.subject_class, s.variant.hue_word, s.scene)
+        for s in samples
+        for _ in range(config.unet.num_captions)
+    ]
+    side = config.world.side_px // 4
+    masks = np.stack([s.mask for s in samples]).reshape(SHARD, side, 4, side, 4).mean((2, 4))
+    return Shard(
+        pixels=np.stack([s.pixels for s in samples]),
+        variants=np.array([numbers[s.variant.key] for s in samples], np.int16),
+        scenes=np.array([SCENE_NAMES.index(s.scene) if s.scene else -1 for s in samples], np.int8),
+        mirrored=np.array([s.pose.mirrored for s in samples]),
+        masks=masks.round().astype(np.uint8),
+        captions=captions,
+    )
+
+
+def to_tensors(shard: Shard, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: RecipeConfig) -> dict[str, Tensor]:
+    """What is stored of a shard: latents in fp16, and the truth; captions as token ids (n x captions x MAX_TOKENS)."""
+    ids = token_ids(tokenizer, shard.captions)
     return {
-        "variants": torch.tensor([numbers[s.variant.key] for s in samples], dtype=torch.int16),
-        "scenes": torch.tensor([SCENE_NAMES.index(s.scene) if s.scene else -1 for s in samples], dtype=torch.int8),
-        "mirrored": torch.tensor([s.pose.mirrored for s in samples]),
-        "masks": avg_pool2d(masks, 4)[:, 0].round().byte(),
+        "latents": encode_all(vae, torch.from_numpy(shard.pixels), config),
+        "captions": ids.reshape(len(shard.pixels), config.unet.num_captions, -1).contiguous(),
+        **{name: torch.from_numpy(getattr(shard, name)) for name in ("variants", "scenes", "mirrored", "masks")},
     }
+
+
+def encode_all(vae: AutoencoderKL, pixels: Tensor, config: RecipeConfig) -> Tensor:
+    """Latents (fp16, on the CPU) of pictures `n x h x w x 3` of bytes, some at a time."""
+    parts = (pixels[start : start + CHUNK] for start in range(0, len(pixels), CHUNK))
+    chunks = [encode(vae, to_signed(part.to(config.device)), config.precision) for part in parts]
+    return torch.cat(chunks).half().cpu().contiguous()
 
 
 def write_latents(config: RecipeConfig, first: int = 0, stride: int = 1) -> None:
     """Encode the missing shards number `first`, `first + stride`, ... of `config.unet.num_latents` samples."""
-    vae = AutoencoderKL.from_pretrained(config.work / "vae").to(config.device).eval()
     composer = build_composer(config)
-    for shard in range(first, -(-config.unet.num_latents // SHARD), stride):
-        path = config.work / "latents" / f"latents-{shard:04d}.safetensors"
-        if not path.is_file():
-            tensors = encode_shard(vae, composer, config, shard)
-            write_atomically(path, lambda target, tensors=tensors: save_file(tensors, target))  # type: ignore[misc]
-            print(f"latents shard {shard} of {-(-config.unet.num_latents // SHARD)}", flush=True)
+    tokenizer = build_tokenizer(vocabulary_words(), config.work / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(config.work / "vae").to(config.device).eval()
+    num_shards = -(-config.unet.num_latents // SHARD)
+    paths = {s: config.work / "latents" / f"latents-{s:04d}.safetensors" for s in range(first, num_shards, stride)}
+    missing = [shard for shard, path in paths.items() if not path.is_file()]
+    composed = spread(lambda number: compose_shard(composer, config, number), missing, config.processes)
+    for shard, samples in zip(missing, composed, strict=True):
+        tensors = to_tensors(samples, vae, tokenizer, config)
+        write_atomically(paths[shard], lambda target, tensors=tensors: save_file(tensors, target))  # type: ignore[misc]
+        print(f"latents shard {shard} of {num_shards}", flush=True)
 
 
 class LatentStore:
-    """The encoded samples found so far, in memory; `refresh` takes up shards written since."""
+    """The encoded samples found so far, in the device's memory; what is drawn of them comes from its random numbers.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.known = folder, set[str]()
-        self.latents, self.variants, self.scenes = torch.empty(0), torch.empty(0), torch.empty(0)
-        self.mirrored, self.masks = torch.empty(0), torch.empty(0)
-        self.look, self.order = torch.empty(0), torch.empty(0)
+    `refresh` takes up shards written since.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self.folder, self.device, self.known = folder, device, set[str]()
+        for name in ("latents", *TRUTH, "look", "order"):
+            setattr(self, name, torch.empty(0))
         self.refresh()
+
+    latents: Tensor
+    variants: Tensor
+    scenes: Tensor
+    mirrored: Tensor
+    masks: Tensor
+    captions: Tensor
+    look: Tensor
+    order: Tensor
 
     def refresh(self) -> None:
         """Append shards that appeared in the folder."""
         fresh = [p for p in sorted(self.folder.glob("latents-*.safetensors")) if p.name not in self.known]
-        shards = [load_file(path) for path in fresh]
-        self.known |= {path.name for path in fresh}
+        if not fresh:
+            return
+        shards = [load_file(path, device=self.device) for path in fresh]
         for name in ("latents", *TRUTH):
-            parts = [getattr(self, name)] if len(getattr(self, name)) else []
-            if shards:
-                setattr(self, name, torch.cat([*parts, *(shard[name] for shard in shards)]))
+            parts = [getattr(self, name)] if self.known else []
+            setattr(self, name, torch.cat([*parts, *(shard[name] for shard in shards)]))
+        self.known |= {path.name for path in fresh}
         self.look = 2 * self.variants.long() + self.mirrored.long()
         self.order = self.look.argsort()
+        self.ordered = self.look[self.order]
 
-    def draw_companions(self, picked: Tensor, rng: np.random.Generator) -> Tensor:
+    def draw(self, count: int) -> Tensor:
+        """Numbers (count,) of random samples."""
+        return torch.randint(0, len(self), (count,), device=self.device)
+
+    def draw_companions(self, picked: Tensor) -> Tensor:
         """For each sample of `picked` (n,) a random one of the same variant on the same side, perhaps itself."""
-        ordered, wanted = self.look[self.order], self.look[picked]
-        first, end = torch.searchsorted(ordered, wanted), torch.searchsorted(ordered, wanted, right=True)
-        return self.order[torch.from_numpy(rng.integers(first.numpy(), end.numpy()))]
+        wanted = self.look[picked]
+        first, end = torch.searchsorted(self.ordered, wanted), torch.searchsorted(self.ordered, wanted, right=True)
+        chosen = first + (torch.rand(len(picked), device=self.device) * (end - first)).long()
+        return self.order[torch.minimum(chosen, end - 1)]
+
+    def draw_captions(self, picked: Tensor, dropout: float) -> Tensor:
+        """Token ids (n, MAX_TOKENS) of a random caption of each sample, empty with probability `dropout`."""
+        number = torch.randint(0, self.captions.shape[1], (len(picked),), device=self.device)
+        captions = self.captions[picked, number].long()
+        return torch.where(torch.rand((len(picked), 1), device=self.device) < dropout, self.empty, captions)
+
+    @property
+    def empty(self) -> Tensor:
+        """Token ids of the empty caption: after its start, the padding that ends every caption."""
+        first = self.captions[0, 0].long()
+        return torch.cat([first[:1], first[-1:].expand(len(first) - 1)])
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -7,23 +7,25 @@ both share one learning rate.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
 
 def orthogonalize(matrix: Tensor, steps: int = 4) -> Tensor:
-    """The nearest (semi-)orthogonal matrix to `matrix` (rows x columns), roughly, by a quintic Newton-Schulz
+    """The nearest (semi-)orthogonal matrix to `matrix` (... x rows x columns), roughly, by a quintic Newton-Schulz
     iteration: in bfloat16 on a GPU, in fp32 elsewhere (many CPUs multiply bfloat16 ten times more slowly).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x: Tensor = matrix.bfloat16() if matrix.is_cuda else matrix.float()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    result: Tensor = (x.T if tall else x).to(matrix.dtype)
+    result: Tensor = (x.mT if tall else x).to(matrix.dtype)
     return result
 
 
@@ -45,16 +47,23 @@ class Muon:
         self.buffers = [torch.zeros_like(p) for p in parameters]
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """One update of every matrix with learning rate `lr`."""
+    def step(self, lr: float | Tensor) -> None:
+        """One update of every matrix with learning rate `lr`. Matrices of one shape go through the iteration together:
+        a small network's time on a GPU is the number of its kernels.
+        """
+        by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
         for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
             if parameter.grad is None:
                 continue
             buffer.lerp_(parameter.grad, 1 - self.momentum)
             direction = torch.lerp(parameter.grad, buffer, self.momentum).reshape(len(parameter), -1)
-            scale = 0.2 * max(direction.shape) ** 0.5
-            parameter.mul_(1 - lr * self.weight_decay)
-            parameter.add_(orthogonalize(direction).reshape(parameter.shape), alpha=-lr * scale)
+            by_shape[direction.shape[0], direction.shape[1]].append((parameter, direction))
+        for shape, members in by_shape.items():
+            updates = orthogonalize(torch.stack([direction for _, direction in members]))
+            updates = updates * (-lr * 0.2 * max(shape) ** 0.5)
+            for (parameter, _), update in zip(members, updates, strict=True):
+                parameter.mul_(1 - lr * self.weight_decay)
+                parameter.add_(update.reshape(parameter.shape))
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """The momenta."""

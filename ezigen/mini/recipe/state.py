@@ -3,6 +3,9 @@
 Training time is the budget: `minutes` of steps, wherever they were run. The learning rate is a function of the share
 of that time already used, so a phase can be cut or extended by changing one number, and a killed phase goes on from
 its last checkpoint.
+
+On a GPU a step of these small networks is thousands of kernels of a few microseconds each. A phase whose losses are
+computed on the device alone is therefore recorded once as a CUDA graph and replayed.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from ezigen.mini.recipe.optimizer import Muon, is_matrix
 CHECKPOINT_EVERY_S = 60.0
 REPORT_EVERY_S = 10.0
 AVERAGE_EVERY = 4
+READ_EVERY = 25
+"""Replayed steps between two looks at the loss; every look waits for the device."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -48,6 +53,8 @@ class Trainer:
     weight_decay: float = 0.01
     use_muon: bool = False
     warmup_steps: int = 100
+    captures: bool = False
+    """Whether a step may be recorded and replayed, where there is a GPU."""
     step: int = 0
     seconds: float = 0.0
     parameters: list[nn.Parameter] = field(default_factory=list)
@@ -63,7 +70,16 @@ class Trainer:
         kept = {id(p) for p in matrices}
         others = [p for p in self.parameters if id(p) not in kept]
         self.muon = Muon(matrices, weight_decay=self.weight_decay)
-        self.optimizer = torch.optim.AdamW(others, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay)
+        self.device = self.parameters[0].device
+        self.captures = self.captures and self.device.type == "cuda"
+        self.rate = torch.tensor(self.lr, device=self.device)
+        self.optimizer = torch.optim.AdamW(
+            others,
+            lr=self.rate,
+            betas=(0.9, 0.99),
+            weight_decay=self.weight_decay,
+            capturable=self.device.type == "cuda",
+        )
         if self.ema_decay:
             self.average = {n: p.detach().clone() for n, p in named}
         self.resume()
@@ -90,6 +106,8 @@ class Trainer:
         for key, module in self.modules.items():
             module.load_state_dict(state["modules"][key])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
         self.muon.load_state_dict(state.get("muon", {"buffers": []}))
         self.step, self.seconds = state["step"], state["seconds"]
         if self.average:
@@ -107,14 +125,19 @@ class Trainer:
 
     def update(self, loss: Tensor) -> None:
         """One optimizer step with clipped gradients, and the averages after it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+        self.rate.fill_(self.learning_rate())
+        self._descend(loss)
+        self._count_step()
+
+    def _descend(self, loss: Tensor) -> None:
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        self.muon.step(self.learning_rate())
+        self.muon.step(self.rate)
+
+    def _count_step(self) -> None:
         self.step += 1
         if self.average and self.step % AVERAGE_EVERY == 0:
             decay = min(self.ema_decay, (1 + self.step) / (10 + self.step)) ** AVERAGE_EVERY
@@ -129,6 +152,41 @@ class Trainer:
             weights[key][rest] = value
         return weights
 
+    def _record(self, losses: Iterator[Tensor]) -> Callable[[], Tensor] | None:
+        """Records a step as a CUDA graph; what is returned replays it and gives its loss, which the next replay
+        overwrites. None where that fails.
+        """
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # lets optimizers and libraries allocate what stays
+                self.update(next(losses))
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                loss = next(losses)
+                self._descend(loss)
+        except RuntimeError as error:
+            print(f"{self.name}: a step cannot be recorded and runs as it is: {error}", file=sys.stderr, flush=True)
+            return None
+
+        def replay() -> Tensor:
+            self.rate.fill_(self.learning_rate())
+            graph.replay()
+            self._count_step()
+            return loss
+
+        return replay
+
+    def _eager(self, losses: Iterator[Tensor]) -> Callable[[], Tensor]:
+        def take_step() -> Tensor:
+            loss = next(losses)
+            self.update(loss)
+            return loss
+
+        return take_step
+
     def run(
         self,
         losses: Iterator[Tensor],
@@ -139,11 +197,16 @@ class Trainer:
         """Draw losses and step until the time is used; report, save and call `on_checkpoint` along the way."""
         started, since, count, mean = self.seconds, time.monotonic(), 0, 0.0
         saved = reported = since
+        if self.share() < 1:
+            recorded = self._record(losses) if self.captures else None
+            take_step = recorded or self._eager(losses)
+            read_every = READ_EVERY if recorded else 1
         while self.share() < 1:
-            loss = next(losses)
-            self.update(loss)
+            loss = take_step()
             count += 1
-            mean += (float(loss.detach()) - mean) / min(count, 50)
+            if count % read_every:
+                continue
+            mean += (float(loss.detach()) - mean) / min(count // read_every, 50)
             now = time.monotonic()
             self.seconds = started + now - since
             if now - reported > REPORT_EVERY_S:

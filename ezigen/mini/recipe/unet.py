@@ -20,12 +20,10 @@ from torch.nn.functional import mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ezigen.mini.recipe.config import RecipeConfig
-from ezigen.mini.recipe.latents import LatentStore
+from ezigen.mini.recipe.latents import LatentStore, token_ids
 from ezigen.mini.recipe.state import Trainer
 from ezigen.mini.recipe.tokenizer import MAX_TOKENS, build_tokenizer
-from ezigen.mini.world.captions import random_caption, vocabulary_words
-from ezigen.mini.world.products import make_variants, select_products
-from ezigen.mini.world.scenes import SCENE_NAMES
+from ezigen.mini.world.captions import vocabulary_words
 
 
 def build_unet(config: RecipeConfig) -> UNet2DConditionModel:
@@ -91,13 +89,17 @@ class TextToImage:
 
     def embed(self, captions: list[str]) -> Tensor:
         """Text tokens `n x MAX_TOKENS x width`."""
-        ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        tokens: Tensor = self.text_encoder(ids.to(self.unet.device)).last_hidden_state
+        return self.embed_ids(token_ids(self.tokenizer, captions).long().to(self.unet.device))
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Text tokens `n x MAX_TOKENS x width` of token ids `n x MAX_TOKENS`."""
+        tokens: Tensor = self.text_encoder(ids).last_hidden_state
         return tokens
 
     def denoise(self, noisy: Tensor, times: Tensor, text: Tensor) -> Tensor:
         """The network's v prediction, fp32."""
-        with torch.autocast(noisy.device.type, self.autocast, enabled=self.autocast != torch.float32):
+        enabled = self.autocast != torch.float32
+        with torch.autocast(noisy.device.type, self.autocast, enabled=enabled, cache_enabled=False):
             output: Tensor = self.unet(noisy, times, text).sample.float()
         return output
 
@@ -111,27 +113,23 @@ def build_text_to_image(config: RecipeConfig) -> TextToImage:
     return TextToImage(unet, text, tokenizer, build_schedule(), getattr(torch, config.precision))
 
 
+def spread_times(count: int, low: int, high: int, device: str) -> Tensor:
+    """Timesteps (count,) in [low, high), spread evenly from a random start, in rising order."""
+    steps = torch.arange(count, device=device) + torch.rand((), device=device)
+    return (low + steps * ((high - low) / max(count, 1))).long()
+
+
 def diffusion_losses(parts: TextToImage, store: LatentStore, config: RecipeConfig, start: int) -> Iterator[Tensor]:
     """Endless training losses: mean squared error of v at uniform times, captions dropped for guidance."""
-    rng = np.random.default_rng((config.seed, 3, start))
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + start)
-    folder = config.world.pictures
-    variants = make_variants(select_products(held_out=False, folder=folder), folder)
+    torch.manual_seed(config.seed * 1_000_003 + start)
     while True:
-        picked = torch.from_numpy(rng.integers(0, len(store), config.unet.batch))
-        captions = []
-        for variant, scene in zip(store.variants[picked].tolist(), store.scenes[picked].tolist(), strict=True):
-            v = variants[variant]
-            name = SCENE_NAMES[scene] if scene >= 0 else None
-            caption = random_caption(rng, v.product.name, v.product.subject_class, v.hue_word, name)
-            captions.append("" if rng.random() < config.unet.caption_dropout else caption)
+        picked = store.draw(config.unet.batch)
+        text = parts.embed_ids(store.draw_captions(picked, config.unet.caption_dropout))
         clean = store.latents[picked].float()
-        noise = torch.randn(clean.shape, generator=generator)
-        times = (torch.arange(len(clean)) + torch.rand((), generator=generator)) * (1000 / len(clean))
-        times = times.long()
-        noisy = parts.schedule.add_noise(clean, noise, times).to(config.device)
-        target = parts.schedule.get_velocity(clean, noise, times).to(config.device)
-        yield mse_loss(parts.denoise(noisy, times.to(config.device), parts.embed(captions)), target)
+        noise = torch.randn_like(clean)
+        times = spread_times(len(clean), 0, 1000, config.device)
+        noisy = parts.schedule.add_noise(clean, noise, times)
+        yield mse_loss(parts.denoise(noisy, times, text), parts.schedule.get_velocity(clean, noise, times))
 
 
 @torch.no_grad()
@@ -201,7 +199,7 @@ def train_unet(config: RecipeConfig, snapshot_minutes: float = 8) -> None:
     """Train (or finish training) denoiser and text encoder; snapshots under `work/text_to_image`."""
     parts = build_text_to_image(config)
     vae = AutoencoderKL.from_pretrained(config.work / "vae").to(config.device).eval()
-    store = LatentStore(config.work / "latents")
+    store = LatentStore(config.work / "latents", config.device)
     modules = {"unet": parts.unet, "text_encoder": parts.text_encoder}
     trainer = Trainer(
         "unet",
@@ -211,11 +209,13 @@ def train_unet(config: RecipeConfig, snapshot_minutes: float = 8) -> None:
         config.work,
         config.unet.ema_decay,
         use_muon=config.unet.use_muon,
+        captures=True,
     )
     passed = [trainer.seconds]
 
     def check() -> None:
-        store.refresh()
+        if not trainer.captures:  # a recorded step keeps reading what it was recorded with
+            store.refresh()
         if trainer.seconds - passed[0] > 60 * snapshot_minutes or trainer.share() >= 1:
             passed[0] = trainer.seconds
             write_snapshot(parts, trainer, vae, config.work / "text_to_image")

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
 from ezigen.mini.recipe.config import RecipeConfig, VaeConfig
+from ezigen.mini.recipe.pictures import build_composer, compose_pictures, random_crops, random_pictures, to_tensor
 from ezigen.mini.recipe.state import Trainer
 from ezigen.mini.world.compose import Composer
-from ezigen.mini.world.products import make_variants, select_products
 
 
 def build_vae(config: VaeConfig, side_px: int) -> AutoencoderKL:
@@ -32,66 +32,59 @@ def build_vae(config: VaeConfig, side_px: int) -> AutoencoderKL:
     )
 
 
-def build_composer(config: RecipeConfig) -> Composer:
-    """The composer of training products in every hue."""
-    folder = config.world.pictures
-    variants = make_variants(select_products(held_out=False, folder=folder), folder)
-    return Composer(variants, config.world.side_px, config.world.num_backgrounds, config.seed)
-
-
-def to_tensor(pixels: list[np.ndarray]) -> Tensor:
-    """Pictures `h x w x 3` of bytes as one tensor `n x 3 x h x w` in [-1, 1]."""
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-
-
-def random_crops(composer: Composer, rng: np.random.Generator, batch: int) -> Tensor:
-    """`batch` half-side crops, two of each picture; every fourth call a quarter as many whole pictures instead."""
-    side, half = composer.side, composer.side // 2
-    if rng.random() < 0.2:
-        return to_tensor([composer.sample(rng, 0.1).pixels for _ in range(batch // 4)])
-    crops: list[np.ndarray] = []
-    while len(crops) < batch:
-        pixels = composer.sample(rng, 0.1).pixels
-        for y, x in rng.integers(0, side - half + 1, (2, 2)):
-            crops.append(pixels[y : y + half, x : x + half])
-    return to_tensor(crops)
-
-
 def edge_error(output: Tensor, target: Tensor) -> Tensor:
     """Mean absolute error of horizontal and vertical differences: keeps edges sharp."""
     return l1_loss(output.diff(dim=-1), target.diff(dim=-1)) + l1_loss(output.diff(dim=-2), target.diff(dim=-2))
 
 
-def reconstruction_losses(vae: AutoencoderKL, composer: Composer, config: RecipeConfig, start: int) -> Iterator[Tensor]:
+def random_batches(pictures: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """`batch` crops and a sixteenth as many whole pictures."""
+    return random_crops(pictures, batch), random_pictures(pictures, max(1, batch // 16))
+
+
+def reconstruction_losses(vae: AutoencoderKL, pictures: Tensor, config: RecipeConfig, start: int) -> Iterator[Tensor]:
     """Endless training losses of the autoencoder."""
-    rng = np.random.default_rng((config.seed, 1, start))
-    dtype = getattr(torch, config.precision)
+    torch.manual_seed(config.seed * 1_000_003 + 11 + start)
     while True:
-        pixels = random_crops(composer, rng, config.vae.batch).to(config.device)
-        with torch.autocast(config.device, dtype, enabled=dtype != torch.float32):
-            posterior = vae.encode(pixels).latent_dist
-            output = vae.decode(posterior.sample()).sample
-        output = output.float()
-        error = (
-            4 * mse_loss(output, pixels) + l1_loss(output, pixels) + config.vae.edge_weight * edge_error(output, pixels)
-        )
-        yield error + config.vae.kl_weight * posterior.kl().mean()
+        crops, whole = random_batches(pictures, config.vae.batch)
+        yield 0.8 * reconstruction_loss(vae, crops, config) + 0.2 * reconstruction_loss(vae, whole, config)
 
 
-def decoder_losses(vae: AutoencoderKL, composer: Composer, config: RecipeConfig, start: int) -> Iterator[Tensor]:
+def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor, config: RecipeConfig) -> Tensor:
+    """The error of pictures encoded, drawn and decoded, and the divergence of their codes."""
+    with autocast(pixels, config.precision):
+        posterior = vae.encode(pixels).latent_dist
+        output = vae.decode(posterior.mean + posterior.std * torch.randn_like(posterior.std)).sample
+    output = output.float()
+    error = 4 * mse_loss(output, pixels) + l1_loss(output, pixels) + config.vae.edge_weight * edge_error(output, pixels)
+    loss: Tensor = error + config.vae.kl_weight * posterior.kl().mean()
+    return loss
+
+
+def decoder_losses(vae: AutoencoderKL, pictures: Tensor, config: RecipeConfig, start: int) -> Iterator[Tensor]:
     """Endless training losses of the decoder alone, on codes with a little noise, as a denoiser leaves it."""
-    rng = np.random.default_rng((config.seed, 9, start))
-    dtype = getattr(torch, config.precision)
+    torch.manual_seed(config.seed * 1_000_003 + 99 + start)
     while True:
-        pixels = random_crops(composer, rng, config.vae.batch).to(config.device)
-        with torch.autocast(config.device, dtype, enabled=dtype != torch.float32):
-            with torch.no_grad():
-                codes = vae.encode(pixels).latent_dist.mode()
-            noise = torch.randn_like(codes) * config.vae.code_noise / vae.config.scaling_factor
-            output = vae.decode(codes + noise * torch.rand((len(codes), 1, 1, 1), device=codes.device)).sample
-        output = output.float()
-        error = 2 * mse_loss(output, pixels) + l1_loss(output, pixels)
-        yield error + config.vae.edge_weight * edge_error(output, pixels)
+        crops, whole = random_batches(pictures, config.vae.batch)
+        yield 0.8 * decoder_loss(vae, crops, config) + 0.2 * decoder_loss(vae, whole, config)
+
+
+def decoder_loss(vae: AutoencoderKL, pixels: Tensor, config: RecipeConfig) -> Tensor:
+    """The error of pictures decoded from their own, somewhat noisy codes."""
+    with autocast(pixels, config.precision):
+        with torch.no_grad():
+            codes = vae.encode(pixels).latent_dist.mode()
+        noise = torch.randn_like(codes) * config.vae.code_noise / vae.config.scaling_factor
+        output = vae.decode(codes + noise * torch.rand((len(codes), 1, 1, 1), device=codes.device)).sample
+    output = output.float()
+    error = 2 * mse_loss(output, pixels) + l1_loss(output, pixels)
+    return error + config.vae.edge_weight * edge_error(output, pixels)
+
+
+def autocast(like: Tensor, precision: str) -> torch.autocast:
+    """Forward passes in this precision. Without a cache of cast weights, which a recorded step could not refresh."""
+    dtype = getattr(torch, precision)
+    return torch.autocast(like.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
 
 def polish_decoder(config: RecipeConfig) -> None:
@@ -102,12 +95,23 @@ def polish_decoder(config: RecipeConfig) -> None:
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     settings = config.vae
-    trainer = Trainer("decoder", {"vae": vae}, settings.lr / 2, settings.polish_minutes, config.work, weight_decay=0.0)
+    trainer = Trainer(
+        "decoder",
+        {"vae": vae},
+        settings.lr / 2,
+        settings.polish_minutes,
+        config.work,
+        settings.ema_decay,
+        weight_decay=0.0,
+        captures=True,
+    )
 
     def check() -> None:
         print(f"decoder psnr {evaluate_vae(vae, composer, config.work / 'decoder.png'):.2f} dB", flush=True)
 
-    trainer.run(decoder_losses(vae, composer, config, trainer.step), settings.batch, check)
+    trainer.run(decoder_losses(vae, compose_pictures(config), config, trainer.step), settings.batch, check)
+    vae.load_state_dict(trainer.averaged_modules()["vae"])
+    check()
     vae.save_pretrained(config.work / "vae")
 
 
@@ -137,12 +141,22 @@ def train_vae(config: RecipeConfig) -> AutoencoderKL:
     torch.manual_seed(config.seed)
     composer = build_composer(config)
     vae = build_vae(config.vae, config.world.side_px).to(config.device)
-    trainer = Trainer("vae", {"vae": vae}, config.vae.lr, config.vae.minutes, config.work, weight_decay=0.0)
+    trainer = Trainer(
+        "vae",
+        {"vae": vae},
+        config.vae.lr,
+        config.vae.minutes,
+        config.work,
+        config.vae.ema_decay,
+        weight_decay=0.0,
+        captures=True,
+    )
 
     def check() -> None:
         print(f"vae psnr {evaluate_vae(vae, composer, config.work / 'vae.png'):.2f} dB", flush=True)
 
-    trainer.run(reconstruction_losses(vae, composer, config, trainer.step), config.vae.batch, check)
+    trainer.run(reconstruction_losses(vae, compose_pictures(config), config, trainer.step), config.vae.batch, check)
+    vae.load_state_dict(trainer.averaged_modules()["vae"])
     vae.register_to_config(scaling_factor=fit_scaling(vae, composer))
     vae.save_pretrained(config.work / "vae")
     return vae
