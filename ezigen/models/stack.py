@@ -70,7 +70,7 @@ class Stack:
     @property
     def px_per_latent(self) -> int:
         """Pixels along a side per latent: 8 for Stable Diffusion."""
-        return self.image_size_px // self.latent_size
+        return px_per_latent(self.vae)
 
 
 def load_stack(model: str, *, device: str = "auto", dtype: str = "auto") -> Stack:
@@ -97,14 +97,13 @@ def load_stack(model: str, *, device: str = "auto", dtype: str = "auto") -> Stac
         # Convolutions in half precision run on tensor cores without transposing first.
         unet.to(memory_format=torch.channels_last)
         vae.to(memory_format=torch.channels_last)
-    downscale = 2 ** (len(vae.config.block_out_channels) - 1)
     return Stack(
         unet=unet,
         vae=vae,
         text_encoder=texts[0][0],
         tokenizer=texts[0][1],
         schedule=schedule,
-        image_size_px=int(unet.config.sample_size) * downscale,
+        image_size_px=int(unet.config.sample_size) * px_per_latent(vae),
         fingerprint=model_fingerprint(model),
         device=place,
         dtype=precision,
@@ -112,6 +111,11 @@ def load_stack(model: str, *, device: str = "auto", dtype: str = "auto") -> Stac
         tokenizer_2=texts[1][1] if len(texts) > 1 else None,
         zeros_for_no_text=zeros_for_no_text(folder),
     )
+
+
+def px_per_latent(vae: Any) -> int:
+    """Pixels along a side per latent of a VAE: each level but one halves."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def choose_placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
