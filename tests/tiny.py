@@ -18,6 +18,8 @@ studio red green blue yellow dark blur
 WORDS = TEXT.split()
 IMAGE_SIZE_PX = 32
 LATENT_SIZE = 8
+XL_WIDTH_2 = 24
+XL_POOLED = 20
 CONTEXT_LENGTH = 16
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -52,6 +54,39 @@ def build_tiny_stack(folder: Path | str, seed: int = 0) -> Path:
     return folder
 
 
+def build_tiny_xl_stack(folder: Path | str, seed: int = 0) -> Path:
+    """The same in the shape of Stable Diffusion XL: two text encoders, pooled texts, sizes, 1 or 2 blocks in a row."""
+    folder = Path(folder)
+    torch.manual_seed(seed)
+    unet = tiny_xl_unet()
+    unet.save_pretrained(folder / "unet")
+    _tiny_vae().save_pretrained(folder / "vae")
+    for suffix, padding in (("", "<|endoftext|>"), ("_2", "-")):
+        tokenizer = tiny_tokenizer(pad_token=padding)
+        tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
+        text_encoder = _tiny_projecting_encoder if suffix else _tiny_text_encoder
+        text_encoder(len(tokenizer)).save_pretrained(folder / f"text_encoder{suffix}")
+    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    _write_json(folder / "model_index.json", _XL_MODEL_INDEX)
+    _save_tiny_adapter(unet, folder)
+    _tiny_dinov2().save_pretrained(folder / "dinov2")
+    return folder
+
+
+def tiny_xl_unet(**changes: Any) -> Any:
+    """A UNet as XL's in small: no attention in the first level, two blocks in a row in the second and the middle."""
+    settings: dict[str, Any] = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2),
+        "cross_attention_dim": 32 + XL_WIDTH_2,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": XL_POOLED + 6 * 8,
+    }
+    return tiny_unet(**(settings | changes))
+
+
 def tiny_unet(**changes: Any) -> Any:
     """A UNet2DConditionModel with two resolutions, 7 transformer blocks and noise on every weight (0.8 M numbers)."""
     from diffusers import UNet2DConditionModel
@@ -78,7 +113,7 @@ def tiny_unet(**changes: Any) -> Any:
     return unet.eval()
 
 
-def tiny_tokenizer() -> Any:
+def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> Any:
     """A CLIPTokenizer whose vocabulary is WORDS and the letters, so that unknown words are spelled."""
     from transformers import CLIPTokenizer
 
@@ -99,7 +134,10 @@ def tiny_tokenizer() -> Any:
                 vocabulary.append(prefix)
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(vocabulary)}, merges=merges, model_max_length=CONTEXT_LENGTH
+        vocab={token: index for index, token in enumerate(vocabulary)},
+        merges=merges,
+        model_max_length=CONTEXT_LENGTH,
+        pad_token=pad_token,
     )
 
 
@@ -122,6 +160,13 @@ def _tiny_text_encoder(vocab_size: int) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(CLIPTextConfig(**_text_config(vocab_size)))
+
+
+def _tiny_projecting_encoder(vocab_size: int) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    changes = {"hidden_size": XL_WIDTH_2, "projection_dim": XL_POOLED, "hidden_act": "gelu"}
+    return CLIPTextModelWithProjection(CLIPTextConfig(**(_text_config(vocab_size) | changes)))
 
 
 def _tiny_clip(vocab_size: int) -> Any:
@@ -192,6 +237,12 @@ _MODEL_INDEX = {
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
+}
+_XL_MODEL_INDEX = _MODEL_INDEX | {
+    "_class_name": "StableDiffusionXLPipeline",
+    "force_zeros_for_empty_prompt": True,
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
 }
 _CLIP_PREPROCESSING = {
     "image_processor_type": "CLIPImageProcessor",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ezigen.models.stack import Stack, tokenize_prompts
+from ezigen.models.stack import Stack, encode_token_ids, tokenize_prompts
 from ezigen.models.text import TextCondition
 
 
@@ -15,16 +15,20 @@ def encode_exceptional(stack: Stack, token_id: int = 7788) -> TextCondition:
 
     A vocabulary that has no such token takes the remainder of its number: what matters is that it is always the same.
     """
-    config = stack.text_encoder.config
-    ids = torch.full_like(tokenize_prompts(stack, [""]).input_ids, token_id % config.vocab_size)
-    positions = next(
-        module for name, module in stack.text_encoder.named_modules() if name.endswith("position_embedding")
-    )
-    handle = positions.register_forward_hook(_nothing)
+    num_tokens = min(encoder.config.vocab_size for encoder in stack.text_networks)
+    ids = torch.full_like(tokenize_prompts(stack, [""]).input_ids, token_id % num_tokens)
+    positions = [
+        module
+        for encoder in stack.text_networks
+        for name, module in encoder.named_modules()
+        if name.endswith("position_embedding")
+    ]
+    handles = [module.register_forward_hook(_nothing) for module in positions]
     try:
-        return TextCondition(stack.text_encoder(ids.to(stack.device))[0])
+        return encode_token_ids(stack, ids)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _nothing(_module: Any, _inputs: Any, output: Tensor) -> Tensor:

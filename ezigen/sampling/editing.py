@@ -60,7 +60,7 @@ def prepare_edit(request: Request, stack: Stack, sampler: SamplerConfig) -> Canv
             edit.mask,
             edit.box,
             model_size_px=stack.image_size_px,
-            px_per_latent=_px_per_latent(stack),
+            px_per_latent=stack.px_per_latent,
             feather=sampler.edit.feather,
         )
     except ItemError as error:
@@ -71,7 +71,7 @@ def latent_size_of(edit: Edit | None, stack: Stack) -> tuple[int, int] | None:
     """Height and width of an edit's latents, before anything is computed; None without an edit."""
     if edit is None:
         return None
-    unit = _px_per_latent(stack)
+    unit = stack.px_per_latent
     width, height = canvas_size(edit.source.rgb.size, stack.image_size_px, unit)
     return height // unit, width // unit
 
@@ -79,7 +79,3 @@ def latent_size_of(edit: Edit | None, stack: Stack) -> tuple[int, int] | None:
 def background_cells(canvas: Canvas, device: torch.device) -> Tensor:
     """The canvas's cells as `Background` wants them."""
     return torch.from_numpy(canvas.cells)[None, None].to(device)
-
-
-def _px_per_latent(stack: Stack) -> int:
-    return stack.image_size_px // stack.latent_size

@@ -28,7 +28,7 @@ class TrainBatch:
     text: TextCondition | None
     """Stored embeddings; None: encode token_ids."""
     token_ids: Tensor
-    """(B, L) int64."""
+    """(B, L) int64; (B, 2 L) for Stable Diffusion XL, as `tokenize_prompts` gives them."""
     slots: Tensor
     """(B, S) bool: subjects that exist, at least one."""
     timesteps: Tensor

@@ -11,6 +11,7 @@ from torch.nn import functional
 from ezigen.config import ConfigurationError
 from ezigen.diffusion import NoiseSource
 from ezigen.models import Stack, TextCondition, encode_prompts, transformer_blocks
+from ezigen.models.stack import encode_token_ids
 from ezigen.subject import SUBJECT_PROMPT, SubjectEncoder, SubjectFeatures, encode_latents
 from ezigen.training.batch import TrainBatch
 from ezigen.training.draws import Draws
@@ -122,15 +123,13 @@ class Conditioner:
 
 @torch.no_grad()
 def encode_tokens(stack: Stack, token_ids: Tensor) -> TextCondition:
-    """Texts of token ids (B, L), as `encode_prompts` makes them of the prompts."""
-    token_ids = token_ids.to(stack.device)
+    """Texts of stored token ids, as `encode_prompts` makes them of the prompts."""
     mask = None
-    if getattr(stack.text_encoder.config, "use_attention_mask", False):
+    if stack.text_encoder_2 is None and getattr(stack.text_encoder.config, "use_attention_mask", False):
         ends = token_ids == stack.tokenizer.eos_token_id
         # What follows the first end is padding, whichever token pads.
         mask = (ends.cumsum(dim=1) - ends.long() == 0).long()
-    embeddings: Tensor = stack.text_encoder(token_ids, attention_mask=mask)[0]
-    return TextCondition(embeddings)
+    return encode_token_ids(stack, token_ids, mask)
 
 
 def _class_per_slot(batch: TrainBatch, slots: Tensor) -> list[str]:

@@ -31,6 +31,6 @@ def cast_stack(stack: Stack, precision: Precision) -> Stack:
     """The stack with its networks in this precision, cast in place: the given stack is not to be used any more."""
     if precision == "fp32":
         return stack
-    for network in (stack.unet, stack.vae, stack.text_encoder):
+    for network in (stack.unet, stack.vae, *stack.text_networks):
         nn.Module.to(network, torch.bfloat16)  # diffusers' own `to` warns of modules to keep in fp32; here are none
     return replace(stack, dtype=torch.bfloat16)

@@ -64,12 +64,13 @@ class FeatureEncoder:
         mean, variance = encode_posterior(self._stack, self._fill_pictures(pictures))
         return mean[: len(pictures)], variance[: len(pictures)]
 
-    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Token ids (B, L) and, if the store holds them, embeddings (B, L, D)."""
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Token ids and, if the store holds them, embeddings (B, L, D) and pooled ones (B, P), if the model has any."""
         token_ids: Tensor = tokenize_prompts(self._stack, texts).input_ids
         if not self.identity.text_embeddings:
-            return token_ids, None
-        return token_ids, encode_prompts(self._stack, self._fill(texts)).tokens[: len(texts)]
+            return token_ids, None, None
+        text = encode_prompts(self._stack, self._fill(texts)).select(slice(len(texts)))
+        return token_ids, text.tokens, text.pooled
 
     def _fill_pictures(self, pictures: Sequence[Tensor]) -> Tensor:
         return torch.stack(self._fill(pictures))

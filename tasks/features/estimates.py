@@ -143,8 +143,10 @@ def _target_bytes(identity: FeatureIdentity) -> int:
 
 
 def _text_bytes(identity: FeatureIdentity) -> int:
-    embeddings = num_bytes(EMBEDDING_DTYPE, identity.text_shape) if identity.text_embeddings else 0
-    return num_bytes("int32", identity.text_shape[:1]) + embeddings
+    embeddings = num_bytes(EMBEDDING_DTYPE, identity.text_shape) + num_bytes(
+        EMBEDDING_DTYPE, (identity.pooled_channels,)
+    )
+    return num_bytes("int32", (identity.num_token_ids,)) + (embeddings if identity.text_embeddings else 0)
 
 
 def _flop(rows: Mapping[str, int], identity: FeatureIdentity, cost: EncodingCost) -> float:

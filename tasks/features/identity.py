@@ -51,6 +51,13 @@ class FeatureIdentity:
     """In the order of registration; empty for policy latents."""
     template: str = SUBJECT_PROMPT
     preprocessing: int = PREPROCESSING
+    pooled_channels: int = 0
+    """Channels of a text's pooled embedding (Stable Diffusion XL); 0: the model takes none."""
+
+    @property
+    def num_token_ids(self) -> int:
+        """Token ids of a text: with pooled embeddings there are two text encoders, and each has its own."""
+        return self.text_shape[0] * (2 if self.pooled_channels else 1)
 
     @classmethod
     def of(
@@ -77,6 +84,7 @@ class FeatureIdentity:
             text_shape=shape.text_shape,
             blocks=() if latents_only else shape.blocks,
             template=template,
+            pooled_channels=shape.pooled_channels,
         )
 
     def digest(self) -> str:
@@ -100,8 +108,11 @@ class FeatureIdentity:
                 raise ConfigurationError(_differs(name, found, wanted, where))
 
     def to_json(self) -> dict[str, Any]:
-        """As store.json and manifest.json hold it."""
-        return asdict(self)
+        """As store.json and manifest.json hold it; pooled_channels only where there are any."""
+        values = asdict(self)
+        if not self.pooled_channels:
+            del values["pooled_channels"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

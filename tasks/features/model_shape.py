@@ -10,8 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ezigen.config import ConfigurationError
+from ezigen.models import TextCondition, call_unet
 from ezigen.models.blocks import transformer_blocks
-from ezigen.models.location import check_stack_folder, resolve_folder
+from ezigen.models.location import check_stack_folder, is_xl, resolve_folder
 from ezigen.subject import record_norms
 
 
@@ -52,6 +53,7 @@ class ModelShape:
     text_shape: tuple[int, int]
     blocks: tuple[BlockLayout, ...]
     cost: EncodingCost
+    pooled_channels: int = 0
 
     @classmethod
     def of(cls, model: str) -> "ModelShape":
@@ -72,29 +74,44 @@ class ModelShape:
 def _measure(folder: Path) -> ModelShape:
     """Runs the networks without numbers: on the meta device only shapes and operations exist."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     unet = UNet2DConditionModel.from_config(_read_config(folder / "unet"))
     vae = AutoencoderKL.from_config(_read_config(folder / "vae"))
-    text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder", local_files_only=True))
+    text_encoders = _text_encoders(folder)
     side = int(unet.config.sample_size)
     size_px = side * 2 ** (len(vae.config.block_out_channels) - 1)
     latent_shape = (int(unet.config.in_channels), side, side)
-    text_shape = (_text_length(folder, text_encoder), int(text_encoder.config.hidden_size))
+    num_text_channels = sum(int(encoder.config.hidden_size) for encoder in text_encoders)
+    text_shape = (_text_length(folder, text_encoders[0]), num_text_channels)
+    pooled_channels = int(text_encoders[1].config.projection_dim) if len(text_encoders) > 1 else 0
+    text = TextCondition(torch.empty(1, *text_shape), torch.empty(1, pooled_channels) if pooled_channels else None)
     with record_norms(unet) as tokens:
         unet_flop = _count_flop(
-            unet, torch.empty(1, *latent_shape), torch.ones(1), encoder_hidden_states=torch.empty(1, *text_shape)
+            call_unet, unet, torch.empty(1, *latent_shape), torch.ones(1), text, px_per_latent=size_px // side
         )
     cost = EncodingCost(
         vae_flop=_count_flop(vae.encode, torch.empty(1, 3, size_px, size_px)),
         unet_flop=unet_flop,
-        text_flop=_count_flop(text_encoder, torch.ones(1, text_shape[0], dtype=torch.long)),
+        text_flop=sum(
+            _count_flop(encoder, torch.ones(1, text_shape[0], dtype=torch.long)) for encoder in text_encoders
+        ),
     )
     blocks = tuple(BlockLayout(name, *tokens[name].shape[1:]) for name in transformer_blocks(unet))
-    return ModelShape(size_px, latent_shape, text_shape, blocks, cost)
+    return ModelShape(size_px, latent_shape, text_shape, blocks, cost, pooled_channels)
 
 
-def _count_flop(network: Callable[..., Any], *inputs: torch.Tensor, **named: torch.Tensor) -> float:
+def _text_encoders(folder: Path) -> list[Any]:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    kinds: list[tuple[str, Any]] = [("text_encoder", CLIPTextModel)]
+    if is_xl(folder):
+        kinds.append(("text_encoder_2", CLIPTextModelWithProjection))
+    return [
+        kind(CLIPTextConfig.from_pretrained(folder / component, local_files_only=True)) for component, kind in kinds
+    ]
+
+
+def _count_flop(network: Callable[..., Any], *inputs: Any, **named: Any) -> float:
     # On the meta device the counter sees attention too; on the CPU it counts zero for it.
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(*inputs, **named)

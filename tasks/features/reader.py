@@ -32,6 +32,7 @@ from tasks.features.schema import (
     LATENTS,
     MASK,
     MEAN,
+    POOLED,
     SAMPLES,
     SCALE_DTYPE,
     SCALE_SUFFIX,
@@ -78,11 +79,12 @@ class TargetLatent:
 
 @dataclass(frozen=True, eq=False)
 class StoredText:
-    """A text, its token ids (L,) int64 and its embeddings (L, D) fp16, if the store holds them."""
+    """A text, its token ids (L,) int64 and its embeddings (L, D) and, pooled, (P,) fp16, if the store holds them."""
 
     text: str
     token_ids: Tensor
     embeddings: Tensor | None
+    pooled: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +98,14 @@ class SubjectLatents:
 
 @dataclass(frozen=True, eq=False)
 class TextBatch:
-    """Token ids (B, L) int64 of some texts, and embeddings (B, L, D) fp16, if the store holds them."""
+    """Token ids (B, L) int64 of some texts, and embeddings (B, L, D) and, pooled, (B, P) fp16, if the store holds them.
+
+    Of a model with pooled embeddings the token ids are (B, 2 L).
+    """
 
     token_ids: Tensor
     embeddings: Tensor | None
+    pooled: Tensor | None = None
 
 
 class FeatureStore:
@@ -228,7 +234,8 @@ class FeatureStore:
         columns = self._read(TEXTS, [text_id], [TEXT, *self._text_columns()])
         both = self._text_batch(columns)
         embeddings = None if both.embeddings is None else both.embeddings[0]
-        return StoredText(columns[TEXT].as_bytes()[0].decode(), both.token_ids[0], embeddings)
+        pooled = None if both.pooled is None else both.pooled[0]
+        return StoredText(columns[TEXT].as_bytes()[0].decode(), both.token_ids[0], embeddings, pooled)
 
     def read_texts(self, text_ids: Sequence[str]) -> TextBatch:
         """What the networks need of several texts, in this order."""
@@ -244,13 +251,17 @@ class FeatureStore:
         return [shard.name for shard in self.shards if find_damage(self.output, shard) is not None]
 
     def _text_columns(self) -> list[str]:
-        return [TOKEN_IDS, *([EMBEDDINGS] if self.identity.text_embeddings else [])]
+        embeddings = [EMBEDDINGS, POOLED] if self.identity.pooled_channels else [EMBEDDINGS]
+        return [TOKEN_IDS, *(embeddings if self.identity.text_embeddings else [])]
 
     def _text_batch(self, columns: Mapping[str, RawColumn]) -> TextBatch:
         token_ids = columns[TOKEN_IDS].as_tensor(torch.int32, (-1,)).long()
         if EMBEDDINGS not in columns:
             return TextBatch(token_ids, None)
-        return TextBatch(token_ids, columns[EMBEDDINGS].as_tensor(DTYPES[EMBEDDING_DTYPE], self.identity.text_shape))
+        dtype, pooled = DTYPES[EMBEDDING_DTYPE], None
+        if POOLED in columns:
+            pooled = columns[POOLED].as_tensor(dtype, (self.identity.pooled_channels,))
+        return TextBatch(token_ids, columns[EMBEDDINGS].as_tensor(dtype, self.identity.text_shape), pooled)
 
     def _read(self, table: str, ids: Sequence[str], columns: Sequence[str]) -> dict[str, RawColumn]:
         return self._read_columns(table, self._find(table, ids), columns)

@@ -17,7 +17,7 @@ SAMPLE_COLUMNS = ("pair_id", "subject_id", "target_id", "text_id")
 
 SUBJECT_CLASS, MASK, LATENT = "subject_class", "mask", "latent"
 MEAN, VARIANCE = "mean", "variance"
-TEXT, TOKEN_IDS, EMBEDDINGS = "text", "token_ids", "embeddings"
+TEXT, TOKEN_IDS, EMBEDDINGS, POOLED = "text", "token_ids", "embeddings", "pooled"
 SCALE_SUFFIX = ".scale"
 
 DTYPES = {
@@ -95,10 +95,12 @@ def _latent_columns(identity: FeatureIdentity) -> list[pa.Field]:
 def _text_columns(identity: FeatureIdentity) -> list[pa.Field]:
     columns = [
         pa.field(TEXT, pa.string(), nullable=False),
-        _tensor_field(TOKEN_IDS, "int32", identity.text_shape[:1]),
+        _tensor_field(TOKEN_IDS, "int32", (identity.num_token_ids,)),
     ]
     if identity.text_embeddings:
         columns.append(_tensor_field(EMBEDDINGS, EMBEDDING_DTYPE, identity.text_shape))
+        if identity.pooled_channels:
+            columns.append(_tensor_field(POOLED, EMBEDDING_DTYPE, (identity.pooled_channels,)))
     return columns
 
 

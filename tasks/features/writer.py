@@ -116,18 +116,33 @@ class FeatureShardWriter:
             self._add(LATENTS, picture_id, values)
 
     def add_texts(
-        self, ids: Sequence[str], texts: Sequence[str], token_ids: Tensor, embeddings: Tensor | None = None
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        token_ids: Tensor,
+        embeddings: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> None:
-        """B texts, their token ids (B, L) and, if the store holds them, their embeddings (B, L, D)."""
-        shape = (len(ids), *self._identity.text_shape)
-        tokens = _to_cpu(token_ids, "int32", shape[:2], "token_ids")
-        if self._identity.text_embeddings is not (embeddings is not None):
-            raise ValueError(
-                f"text_embeddings is {self._identity.text_embeddings}: embeddings must be given accordingly"
-            )
-        stored = None if embeddings is None else _to_cpu(embeddings, EMBEDDING_DTYPE, shape, "embeddings")
+        """B texts, their token ids (B, L) and, if the store holds them, their embeddings (B, L, D) and (B, P).
+
+        Of a model with pooled embeddings the token ids are (B, 2 L).
+        """
+        identity = self._identity
+        stored = [_to_cpu(token_ids, "int32", (len(ids), identity.num_token_ids), "token_ids")]
+        wanted = {
+            "embeddings": (embeddings, identity.text_embeddings, identity.text_shape),
+            "pooled": (pooled, identity.text_embeddings and identity.pooled_channels > 0, (identity.pooled_channels,)),
+        }
+        for name, (values, is_wanted, shape) in wanted.items():
+            if is_wanted is not (values is not None):
+                raise ValueError(
+                    f"text_embeddings is {identity.text_embeddings} and pooled_channels is {identity.pooled_channels}: "
+                    f"{name} must be given accordingly"
+                )
+            if values is not None:
+                stored.append(_to_cpu(values, EMBEDDING_DTYPE, (len(ids), *shape), name))
         for index, (text_id, text) in enumerate(zip(ids, texts, strict=True)):
-            self._add(TEXTS, text_id, [text, tokens[index], *([] if stored is None else [stored[index]])])
+            self._add(TEXTS, text_id, [text, *(tensor[index] for tensor in stored)])
 
     def close(self, samples: pa.Table) -> ShardFiles:
         """Stores the shard's objects, samples/<shard>.parquet last.

@@ -226,7 +226,7 @@ class TrainingSet:
             positions=torch.tensor([ref.position for ref in refs]),
             mean=target.mean,
             variance=target.variance,
-            text=None if text.embeddings is None else TextCondition(text.embeddings),
+            text=None if text.embeddings is None else TextCondition(text.embeddings, text.pooled),
             token_ids=text.token_ids,
             slots=slots,
             timesteps=torch.tensor(ranges),

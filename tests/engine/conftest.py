@@ -1,3 +1,3 @@
-from tests.ezigen.conftest import adapters, dinov2, tiny_folder, tiny_stack
+from tests.ezigen.conftest import adapters, dinov2, tiny_folder, tiny_stack, xl_adapters, xl_folder, xl_stack
 
-__all__ = ["adapters", "dinov2", "tiny_folder", "tiny_stack"]
+__all__ = ["adapters", "dinov2", "tiny_folder", "tiny_stack", "xl_adapters", "xl_folder", "xl_stack"]

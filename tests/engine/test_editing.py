@@ -42,6 +42,14 @@ def test_edits_and_images_equal_the_sampler_bit_for_bit(tiny_stack, adapters, di
         assert_equal(made[key], sample)
 
 
+def test_edits_equal_the_sampler_on_xl(xl_stack, xl_adapters):
+    """Latents of several sizes, each of which the UNet is told."""
+    setting = {"loops": LoopConfig(stop="fixed", num_loops=1), "num_steps": 4}
+    made = run(engine(xl_stack, xl_adapters, num_slots=2, **setting), MIXED[:3])
+    for key, sample in reference(xl_stack, xl_adapters, None, MIXED[:3], num_slots=2, **setting).items():
+        assert_equal(made[key], sample)
+
+
 def test_equals_the_sampler_with_calls_for_one(tiny_stack, adapters, dinov2):
     made = run(engine(tiny_stack, adapters, dinov2), MIXED)
     for key, sample in reference(tiny_stack, adapters, dinov2, MIXED, num_slots=None).items():

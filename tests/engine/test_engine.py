@@ -88,6 +88,16 @@ def test_equals_the_sampler_in_every_mode_and_solver(tiny_stack, adapters, dinov
 
 
 @pytest.mark.parametrize("mode", ["text_only", "iterative"])
+def test_equals_the_sampler_on_xl(xl_stack, xl_adapters, dinov2, mode):
+    """With no text, an empty one and a negative prompt, which differ there, in slots that are used again."""
+    requests = [request(0), request(1, prompt=""), request(2, negative_prompt="dark blur"), request(3)]
+    setting = {"mode": mode, "loops": AUTOSTOP, "guidance_min_timestep": 200}
+    made = run(engine(xl_stack, xl_adapters, dinov2, num_slots=2, **setting), requests)
+    for key, sample in reference(xl_stack, xl_adapters, dinov2, requests, num_slots=2, **setting).items():
+        assert_equal(made[key], sample)
+
+
+@pytest.mark.parametrize("mode", ["text_only", "iterative"])
 def test_equals_the_sampler_with_calls_for_one(tiny_stack, adapters, dinov2, mode):
     requests = [request(index) for index in range(4)]
     made = run(engine(tiny_stack, adapters, dinov2, mode=mode), requests)

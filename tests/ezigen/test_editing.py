@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from ezigen.config import EditConfig, ErrorCode, ItemError, LoopConfig, SamplerConfig
 from ezigen.diffusion import CLEAN, NoiseSource, dpmpp_2m_step
 from ezigen.images.canvas import canvas_size, make_canvas
-from ezigen.models import encode_pictures, encode_prompts, to_pixels
+from ezigen.models import TextCondition, encode_pictures, encode_prompts, to_pixels
 from ezigen.models.exceptional import encode_exceptional
 from ezigen.sampling import Edit
 from ezigen.sampling.denoiser import Conditions, Denoiser, Step, plan_steps
@@ -139,14 +139,18 @@ def test_the_soft_edge_is_as_wide_as_it_says_and_stays_off_the_rim():
 # --- inversion ---
 
 
-def test_the_exceptional_prompt_is_one_token_without_positions(tiny_stack):
-    embeddings = encode_exceptional(tiny_stack).tokens
-    assert embeddings.shape == encode_prompts(tiny_stack, ["a cup"]).tokens.shape
+@pytest.mark.parametrize("kind", ["tiny_stack", "xl_stack"])
+def test_the_exceptional_prompt_is_one_token_without_positions(request, kind):
+    stack = request.getfixturevalue(kind)
+    text = encode_exceptional(stack)
+    embeddings, usual = text.tokens, encode_prompts(stack, ["a cup"])
+    assert embeddings.shape == usual.tokens.shape
+    assert (text.pooled is None) == (usual.pooled is None)
     assert torch.allclose(embeddings, embeddings[:, :1].expand_as(embeddings), atol=1e-5)
-    vocabulary = tiny_stack.text_encoder.config.vocab_size
-    assert torch.equal(embeddings, encode_exceptional(tiny_stack, 7788 % vocabulary).tokens)
-    assert not torch.allclose(embeddings, encode_exceptional(tiny_stack, 7789).tokens, atol=1e-3)
-    after = encode_prompts(tiny_stack, ["a cup"]).tokens  # positions are back
+    vocabulary = stack.text_encoder.config.vocab_size
+    assert torch.equal(embeddings, encode_exceptional(stack, 7788 % vocabulary).tokens)
+    assert not torch.allclose(embeddings, encode_exceptional(stack, 7789).tokens, atol=1e-3)
+    after = encode_prompts(stack, ["a cup"]).tokens  # positions are back
     assert not torch.allclose(after, after[:, :1].expand_as(after), atol=1e-3)
 
 
@@ -177,7 +181,7 @@ def test_with_an_oracle_inversion_and_denoising_give_the_source_back(tiny_stack,
     stack = replace(tiny_stack, unet=Oracle(schedule, source), schedule=schedule)
     denoiser = Denoiser(stack, None, sampler(solver=solver, guidance_scale=1.0), NoiseSource())
     steps = plan_steps(schedule.timesteps(20))[8:]
-    text = torch.zeros(2, 1, 1)
+    text = TextCondition(torch.zeros(2, 1, 1))
     *_, up = denoiser.invert(source, text, plan_inversion(steps))
     assert (up.latents - source).abs().mean() > 0.1
     *_, down = denoiser.run(up.latents, Conditions(text, text, (0, 0)), steps, None)
@@ -215,9 +219,9 @@ def written_out(stack, adapters, item, guidance, num_loops=2):
     def eps(x, t, text, subject=None):
         t = torch.tensor([t])
         if subject is None:
-            return stack.unet(x, t, text).sample
+            return stack.unet(x, t, text.tokens).sample
         with adapters.active(subject):
-            return stack.unet(x, t, text).sample
+            return stack.unet(x, t, text.tokens).sample
 
     with torch.no_grad():
         foreseen = (x0 - (1 - abar[low]) ** 0.5 * eps(x0, low, encode_exceptional(stack))) / abar[low] ** 0.5

@@ -194,11 +194,6 @@ def test_parts_that_do_not_fit_each_other_are_refused(folder):
     assert "inpainting" in refusal(folder)
 
 
-def test_sdxl_is_refused_by_name(folder):
-    (folder / "text_encoder_2").mkdir()
-    assert "XL" in refusal(folder)
-
-
 def test_settings_are_checked(tiny_folder):
     with pytest.raises(ConfigurationError, match="fp64"):
         load_stack(str(tiny_folder), device="cpu", dtype="fp64")

@@ -26,6 +26,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     return ModelConfig(model=str(folder), adapter=str(folder / "adapter"), image_encoder=str(folder / "dinov2"))
 
 
+@pytest.fixture(scope="session")
+def xl_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """A real stack of random weights in the shape of Stable Diffusion XL."""
+    from tests.tiny import build_tiny_xl_stack
+
+    folder = build_tiny_xl_stack(tmp_path_factory.mktemp("xl"))
+    return ModelConfig(model=str(folder), adapter=str(folder / "adapter"), image_encoder=str(folder / "dinov2"))
+
+
 def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "the condition") -> None:
     """Fails if the condition does not come true in time."""
     deadline = time.monotonic() + timeout_s

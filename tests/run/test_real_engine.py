@@ -127,6 +127,18 @@ def test_edits_and_images_of_one_catalog(tmp_path, tiny_model):
     assert again.nothing_to_do
 
 
+# ---- Stable Diffusion XL
+
+
+def test_a_run_with_xl_takes_a_subject_from_its_store_and_encodes_the_other(tmp_path, xl_model, square_catalog):
+    write_subjects(tmp_path / "red", xl_model.model, files(square_catalog, "red"))
+    measured = run_with(square_catalog, tmp_path / "out", xl_model, tmp_path / "red")
+    assert measured["unet_calls"]["encode"] == 1
+    assert measured["cache_hit_share"]["features"] == 0.5
+    assert_complete(tmp_path / "out", 6)
+    assert len(set(image_hashes(tmp_path / "out").values())) == 6
+
+
 # ---- features that a store holds
 
 
