@@ -10,7 +10,7 @@ from ezigen.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ezigen.adapters.adapter import KeyValue, SubjectAdapter
-    from ezigen.adapters.attach import AdapterSet, SubjectBlock, SubjectKV, attach_adapters, detach_adapters
+    from ezigen.adapters.attach import AdapterSet, SubjectBlock, SubjectKV, attach_adapters, detach_adapters, detached
     from ezigen.adapters.weights import import_checkpoint, load_adapter, save_adapter
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "adapter_fingerprint",
     "attach_adapters",
     "detach_adapters",
+    "detached",
     "import_checkpoint",
     "load_adapter",
     "read_card",
@@ -40,6 +41,7 @@ __getattr__ = lazy_names(
         "SubjectKV": "attach",
         "attach_adapters": "attach",
         "detach_adapters": "attach",
+        "detached": "attach",
         "import_checkpoint": "weights",
         "load_adapter": "weights",
         "save_adapter": "weights",

@@ -225,6 +225,18 @@ def detach_adapters(unet: nn.Module) -> None:
         _replace(unet, name, block)
 
 
+@contextmanager
+def detached(unet: nn.Module) -> Iterator[None]:
+    """Inside the block the UNet is the stock one, to be saved or compared; afterwards its adapters are back."""
+    wrappers = {name: unet.get_submodule(name) for name in transformer_blocks(unet)}
+    detach_adapters(unet)
+    try:
+        yield
+    finally:
+        for name, module in wrappers.items():
+            _replace(unet, name, module)
+
+
 def _check_attachable(unet: nn.Module, name: str, block: Any) -> None:
     if unet.get_submodule(name) is not block:
         raise ValueError(f"the UNet has adapters already (block {name}); detach_adapters first")

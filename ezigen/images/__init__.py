@@ -1,7 +1,7 @@
 """Pictures in and out: decoding what strangers upload, encoding what is kept. Needs no torch."""
 
-from ezigen.images.encode import SUFFIXES, ImageFormat, encode_image, encode_png, thumbnail_strip
-from ezigen.images.picture import FORMATS, Picture, decode_picture, fit_square
+from ezigen.images.encode import SUFFIXES, ImageFormat, encode_image, encode_png, side_by_side, thumbnail_strip
+from ezigen.images.picture import FORMATS, Picture, decode_picture, fit_square, to_picture
 
 __all__ = [
     "FORMATS",
@@ -12,5 +12,7 @@ __all__ = [
     "encode_image",
     "encode_png",
     "fit_square",
+    "side_by_side",
     "thumbnail_strip",
+    "to_picture",
 ]

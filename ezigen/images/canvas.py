@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from ezigen.config import ErrorCode, ItemError
 
@@ -17,6 +17,7 @@ MAX_MASK_DEVIATION = 0.05
 
 _UNIT_PX = 8
 _HALF = 128
+_TINT = (230, 0, 150)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,18 @@ def make_canvas(
     picture = source if source.size == size else source.resize(size, Image.Resampling.LANCZOS)
     cells = _touched(marked, size[0] // px_per_latent, size[1] // px_per_latent)
     return Canvas(source, picture, cells, _feathered(marked, round(feather * min(source.size) / 2)))
+
+
+def mark_edit(
+    source: Image.Image, mask: Image.Image | None, box: tuple[int, int, int, int] | None, side_px: int = 192
+) -> Image.Image:
+    """A small picture of a source, with what is edited tinted; nothing is tinted where everything is."""
+    small = ImageOps.contain(source, (side_px, side_px), Image.Resampling.LANCZOS)
+    if mask is None and box is None:
+        return small
+    marked = _marked(source.size, mask, box).resize(small.size, Image.Resampling.BOX)
+    tinted = Image.blend(small, Image.new("RGB", small.size, _TINT), 0.55)
+    return Image.composite(tinted, small, marked)
 
 
 def _check_aspect(source: Image.Image) -> None:

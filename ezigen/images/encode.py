@@ -35,6 +35,17 @@ def encode_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def side_by_side(images: Sequence[Image.Image], gap_px: int = 2) -> Image.Image:
+    """The pictures in a row on white, as they are, at the height of the highest."""
+    width = sum(image.width for image in images) + gap_px * (len(images) - 1)
+    row = Image.new("RGB", (width, max(image.height for image in images)), (255, 255, 255))
+    left = 0
+    for image in images:
+        row.paste(image.convert("RGB"), (left, 0))
+        left += image.width + gap_px
+    return row
+
+
 def thumbnail_strip(images: Sequence[Image.Image], side_px: int = 96, quality: int = 80) -> bytes:
     """JPEG bytes of the pictures side by side, each shrunk or enlarged into a white square of side_px."""
     strip = Image.new("RGB", (side_px * len(images), side_px), (255, 255, 255))

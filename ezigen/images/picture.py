@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -48,6 +49,22 @@ def decode_picture(
     except Exception as error:  # damaged files make the decoders raise nearly anything
         message = f"the {image.format} picture is damaged or truncated ({error}); upload it again"
         raise ItemError(ErrorCode.IMAGE_UNDECODABLE, message) from error
+
+
+def to_picture(source: "Picture | Image.Image | bytes | str | Path") -> Picture:
+    """A picture from what people have: a path, a file's bytes, or a PIL image, whose alpha channel becomes the mask.
+
+    Raises TypeError for anything else, OSError for a file that cannot be read, and as `decode_picture`.
+    """
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, Image.Image):
+        return _on_white(ImageOps.exif_transpose(source))
+    if isinstance(source, bytes):
+        return decode_picture(source)
+    if isinstance(source, str | Path):
+        return decode_picture(Path(source).read_bytes())
+    raise TypeError(f"a picture is a path, bytes, a PIL image or a Picture, not {type(source).__name__}")
 
 
 def fit_square(picture: Picture, size_px: int) -> Picture:

@@ -26,7 +26,7 @@ def load_networks(model: ModelConfig, sampler: SamplerConfig) -> tuple[Stack, Ad
     """The stack, and the attached adapters and the image encoder if this sampler needs them. Raises as above."""
     stack = load_stack(model.model, device=model.device, dtype=model.dtype)
     adapters = _load_adapters(model, stack) if sampler.mode != "text_only" else None
-    stop_encoder = _load_stop_encoder(model, stack) if sampler.stops_by_image else None
+    stop_encoder = load_stop_encoder(model, stack.device.type) if sampler.stops_by_image else None
     return stack, adapters, stop_encoder
 
 
@@ -50,8 +50,9 @@ def attach_to_stack(stack: Stack, folder: Path) -> AdapterSet:
     return adapters
 
 
-def _load_stop_encoder(model: ModelConfig, stack: Stack) -> ImageEncoder:
+def load_stop_encoder(model: ModelConfig, device: str) -> ImageEncoder:
+    """The DINOv2 that decides when loops stop: by default the shipped one for mini, facebook/dinov2-base for others."""
     location = model.image_encoder
     if location == "auto":
         location = "mini" if model.model == "mini" else DEFAULT_IMAGE_ENCODER
-    return load_image_encoder(location, stack.device.type)
+    return load_image_encoder(location, device)

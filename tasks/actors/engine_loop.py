@@ -198,7 +198,7 @@ class EngineLoop:
             return {}
         started = time.perf_counter()
         try:
-            return scorer.score(sample.image, order.request.prompt, order.full_size)
+            return scorer.score(_small(sample.image), order.request.prompt, order.full_size)
         except Exception as error:
             if is_device_fault(error):
                 order.answer.set_exception(WorkerBroken(str(error)))
@@ -218,3 +218,12 @@ class EngineLoop:
                 order.answer.set_exception(WorkerBroken(f"the engine broke: {type(error).__name__}: {error}"))
         for _, answer in withdrawals:
             answer.set_result(0)
+
+
+def _small(image: Image.Image, side_px: int = 2048) -> Image.Image:
+    """The image, or one that scores as well: an edit has the size of its source, and pixels in floats are large."""
+    if max(image.size) <= side_px:
+        return image
+    small = image.copy()
+    small.thumbnail((side_px, side_px))
+    return small

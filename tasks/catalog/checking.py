@@ -50,9 +50,9 @@ class RowChecker:
         self.locations = locations
 
     def check(self, index: int, values: Values) -> CatalogRow:
-        """The checked row. Raises ItemError with ROW_INVALID, NOT_SUPPORTED or LOCATION_*."""
+        """The checked row. Raises ItemError with ROW_INVALID or LOCATION_*."""
         row = self.parse(index, values)
-        for uri in (*row.subject_uris, row.subject_mask_uri):
+        for uri in (*row.subject_uris, row.subject_mask_uri, row.source_uri, row.mask_uri):
             if uri is not None:
                 self.locations.check(uri)
         return row
@@ -65,7 +65,10 @@ class RowChecker:
 
     def refusal_key(self, code: ErrorCode, values: Values) -> str:
         """A key that depends on what the wrong row says; identical rows share it until they are told apart."""
-        return self.keys.of_refusal(code, [values.get(name) for name in (*COLUMNS, BROKEN)])
+        box = values.get("mask_box")
+        names = [*(name for name in COLUMNS if name != "mask_box"), BROKEN]
+        # The column is younger than the others: without a value it leaves the keys that there are as they are.
+        return self.keys.of_refusal(code, [*(values.get(name) for name in names), *([box] if box else [])])
 
 
 def occurrence_key(key: str, occurrence: int) -> str:
@@ -107,6 +110,8 @@ class CheckedBatch:
     prompts: Sequence[str]
     subjects: Sequence[str]
     """Distinct texts of the good rows."""
+    edits: Sequence[int] = ()
+    """Positions of the good rows that edit a source picture."""
 
 
 class BatchChecker:
@@ -129,6 +134,7 @@ class BatchChecker:
         row_words[plain], id_words[plain] = _digests(self._canonical(good)), _digests(good.column("item_id"))
         prompts, subjects = set(good.column("prompt").unique().to_pylist()), _distinct(good, "subject_uri")
         refused: list[tuple[int, ErrorCode, str]] = []
+        edits: list[int] = []
         odd = np.flatnonzero(~plain)
         for position, values in zip(odd.tolist(), batch.take(pa.array(odd)).to_pylist(), strict=True):
             try:
@@ -138,9 +144,11 @@ class BatchChecker:
                 continue
             row_words[position] = words_from_digests([bytes.fromhex(self._checker.keys.of_row(row))])[0]
             id_words[position] = _digests(pa.array([row.item_id]))[0]
+            if row.edits:
+                edits.append(position)
             prompts.add(row.prompt)
             subjects.update(row.subject_uris)
-        return CheckedBatch(row_words, id_words, refused, list(prompts), list(subjects))
+        return CheckedBatch(row_words, id_words, refused, list(prompts), list(subjects), edits)
 
     def _plain_rows(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
         column = batch.column
@@ -148,6 +156,7 @@ class BatchChecker:
             pc.is_null(column(BROKEN)),
             pc.is_null(column("source_uri")),
             pc.is_null(column("mask_uri")),
+            pc.is_null(column("mask_box")),
             _is_plain_text(column("item_id"), MAX_ITEM_ID_CHARS),
             _is_plain_text(column("prompt"), MAX_PROMPT_CHARS),
             _is_absent_or(_is_plain_text, column("subject_class"), MAX_CLASS_CHARS),

@@ -20,13 +20,18 @@ class Estimate:
     worker_hours: float | None
 
 
-def expected_unet_calls(sampler: SamplerConfig) -> float:
-    """UNet calls per image: each guidance branch counts one, encoding the subject counts one.
+def expected_unet_calls(sampler: SamplerConfig, *, edits: bool = False) -> float:
+    """UNet calls per image: each guidance branch counts one, encoding the subject counts one. Those of an edit: its
+    source's way to noise and its transfers.
 
     Where guidance begins and ends is known up to a step: the timesteps are taken to be evenly spaced.
     """
     timesteps = [1 + 1000 * left // sampler.num_steps for left in reversed(range(sampler.num_steps))]
-    calls = [1 + sampler.is_guided(t) for t in timesteps]
+    calls = [1 + sampler.is_guided(t, edits=edits) for t in timesteps]
+    if edits:
+        transfer = calls[sampler.num_steps_before_edit :]
+        loops = _expected_loops(sampler) if sampler.mode == "iterative" else 0.0
+        return len(transfer) + (1 + loops) * sum(transfer)
     if sampler.mode == "text_only":
         return float(sum(calls))
     loops = _expected_loops(sampler) if sampler.mode == "iterative" else 0.0
@@ -38,14 +43,17 @@ def estimate(
     sampler: SamplerConfig,
     measured: Measured,
     *,
+    num_edits: int = 0,
     seconds_per_call: float | None = None,
     image_size_px: int = 512,
 ) -> Estimate:
-    """The cost of `num_items` images: UNet calls by the sampler, bytes and time as measured on this output so far.
+    """The cost of `num_items` images, `num_edits` of them edits: UNet calls by the sampler, bytes and time as measured
+    on this output so far.
 
     `seconds_per_call` (one sample's share of a UNet call) overrides what was measured.
     """
-    num_calls = num_items * expected_unet_calls(sampler)
+    num_calls = (num_items - num_edits) * expected_unet_calls(sampler)
+    num_calls += num_edits * expected_unet_calls(sampler, edits=True)
     if seconds_per_call is None and measured.num_unet_calls:
         seconds_per_call = measured.seconds / measured.num_unet_calls
     bytes_each = (

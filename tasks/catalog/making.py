@@ -15,6 +15,7 @@ from PIL import Image
 
 from ezigen.config import ConfigurationError, ErrorCode, ItemError
 from ezigen.images import ImageFormat, Picture, decode_picture, encode_image, thumbnail_strip
+from ezigen.images.canvas import mark_edit
 from tasks.catalog.results import ResultRow, failed_row
 from tasks.catalog.rows import Item
 from tasks.catalog.stored_subjects import StoredSubjects
@@ -22,7 +23,7 @@ from tasks.cluster.worker import WorkerBroken
 from tasks.storage import Locations, RunOutput
 
 if TYPE_CHECKING:
-    from ezigen.sampling import Request, Sample
+    from ezigen.sampling import Edit, Request, Sample
     from ezigen.subject import SubjectFeatures
 
 logger = logging.getLogger(__name__)
@@ -90,14 +91,14 @@ class ImageMaker:
         num_calls = 0
         try:
             with self._timed("read"):
-                subjects, features = self._read(item)
+                subjects, features, edit = self._read(item)
             outside = time.perf_counter() - started
-            made = self._submit(_to_request(item, subjects, features, self._settings), subjects).result()
+            made = self._submit(_to_request(item, subjects, features, edit, self._settings), subjects).result()
             if made is None:
                 return None
             num_calls = made.sample.num_unet_calls
             with self._timed("store") as stored:
-                return self._store(item, subjects, made, outside_since=stored - outside)
+                return self._store(item, subjects, edit, made, outside_since=stored - outside)
         except WorkerBroken:
             raise
         except ItemError as error:
@@ -120,15 +121,16 @@ class ImageMaker:
 
     # ---- pictures in
 
-    def _read(self, item: Item) -> "tuple[tuple[Picture, ...], tuple[SubjectFeatures | None, ...]]":
-        """The subjects' pictures, and what a feature store knows of them as they are."""
+    def _read(self, item: Item) -> "tuple[tuple[Picture, ...], tuple[SubjectFeatures | None, ...], Edit | None]":
+        """The subjects' pictures, what a feature store knows of them as they are, and what is edited."""
         files = {uri: self._read_one(uri) for uri in dict.fromkeys(_uris(item))}
-        subjects = _subjects(item, {uri: picture for uri, (_, picture) in files.items()})
+        pictures = {uri: picture for uri, (_, picture) in files.items()}
+        subjects, edit = _subjects(item, pictures), _edit(item, pictures)
         if self._stored is None or item.row.subject_mask_uri:
-            return subjects, ()
+            return subjects, (), edit
         name = item.row.subject_class
         try:
-            return subjects, tuple(self._stored.find(files[uri][0], name) for uri in item.row.subject_uris)
+            return subjects, tuple(self._stored.find(files[uri][0], name) for uri in item.row.subject_uris), edit
         except ConfigurationError as error:  # a damaged store: its remedy is in the message
             raise ItemError(ErrorCode.STORAGE_ERROR, str(error)) from error
 
@@ -147,7 +149,9 @@ class ImageMaker:
 
     # ---- images out
 
-    def _store(self, item: Item, subjects: Sequence[Picture], made: Made, *, outside_since: float) -> ResultRow:
+    def _store(
+        self, item: Item, subjects: Sequence[Picture], edit: "Edit | None", made: Made, *, outside_since: float
+    ) -> ResultRow:
         sample, row, key = made.sample, item.row, item.item_key
         try:
             settings = self._settings
@@ -159,7 +163,7 @@ class ImageMaker:
             logger.exception("item %r could not be stored", row.item_id)
             message = f"its image could not be stored: {_describe(error)}"
             raise ItemError(ErrorCode.STORAGE_ERROR, message) from error
-        panels = _panels(subjects, sample) if self._settings.wants_preview(key) else []
+        panels = _panels(subjects, edit, sample) if self._settings.wants_preview(key) else []
         return ResultRow(
             item_key=key,
             item_id=row.item_id,
@@ -186,13 +190,15 @@ class ImageMaker:
             worker=self._worker,
             preview=thumbnail_strip(panels) if panels else None,
             preview_panels=len(panels),
+            source_uri=row.source_uri,
         )
 
 
 def _uris(item: Item) -> Iterator[str]:
     yield from item.row.subject_uris
-    if item.row.subject_mask_uri:
-        yield item.row.subject_mask_uri
+    for uri in (item.row.subject_mask_uri, item.row.source_uri, item.row.mask_uri):
+        if uri:
+            yield uri
 
 
 def _subjects(item: Item, pictures: Mapping[str, Picture]) -> tuple[Picture, ...]:
@@ -206,12 +212,27 @@ def _subjects(item: Item, pictures: Mapping[str, Picture]) -> tuple[Picture, ...
     return (_cut_out(subjects[0], pictures[mask_uri], mask_uri),)
 
 
+def _edit(item: Item, pictures: Mapping[str, Picture]) -> "Edit | None":
+    from ezigen.sampling import Edit
+
+    row = item.row
+    if row.source_uri is None:
+        return None
+    mask = pictures[row.mask_uri] if row.mask_uri else None
+    return Edit(pictures[row.source_uri], None if mask is None else _grey(mask), row.mask_box)
+
+
+def _grey(mask: Picture) -> Image.Image:
+    """A mask picture's alpha channel, or where it has none its brightness."""
+    return mask.mask or mask.rgb.convert("L")
+
+
 def _cut_out(subject: Picture, mask: Picture, mask_uri: str) -> Picture:
     """The subject on white, where the mask is bright (or opaque)."""
     if mask.rgb.size != subject.rgb.size:
         sizes = "{} x {} px, the picture {} x {} px".format(*mask.rgb.size, *subject.rgb.size)
         raise ItemError(ErrorCode.MASK_MISMATCH, f"subject_mask_uri {mask_uri} has {sizes}; both must be equal")
-    grey = mask.mask or mask.rgb.convert("L")
+    grey = _grey(mask)
     white = Image.new("RGB", subject.rgb.size, (255, 255, 255))
     return Picture(Image.composite(subject.rgb, white, grey), grey)
 
@@ -220,6 +241,7 @@ def _to_request(
     item: Item,
     subjects: tuple[Picture, ...],
     features: "tuple[SubjectFeatures | None, ...]",
+    edit: "Edit | None",
     settings: MakerSettings,
 ) -> "Request":
     from ezigen.sampling import Request
@@ -234,13 +256,16 @@ def _to_request(
         seed=row.seed,
         preview=settings.wants_preview(item.item_key),
         features=features,
+        edit=edit,
     )
 
 
-def _panels(subjects: Sequence[Picture], sample: "Sample") -> list[Image.Image]:
-    """Subject, sketch, first transfer and loops; the last of them is the result."""
-    sketch = [] if sample.sketch is None else [sample.sketch]
-    return [*(picture.rgb for picture in subjects[:1]), *sketch, *(sample.loops or (sample.image,))]
+def _panels(subjects: Sequence[Picture], edit: "Edit | None", sample: "Sample") -> list[Image.Image]:
+    """Subject, sketch or what is edited, first transfer and loops; the last of them is the result."""
+    before = [] if sample.sketch is None else [sample.sketch]
+    if edit is not None:
+        before = [mark_edit(edit.source.rgb, edit.mask, edit.box)]
+    return [*(picture.rgb for picture in subjects[:1]), *before, *sample.loops[:-1], sample.image]
 
 
 def _describe(error: BaseException, max_chars: int = 300) -> str:

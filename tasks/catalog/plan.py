@@ -39,6 +39,8 @@ class PlanCounts:
     """Missing, but beyond `limit`."""
     refused_by_code: Mapping[ErrorCode, int]
     failed_before_by_code: Mapping[ErrorCode, int]
+    edits_to_do: int = 0
+    """Of those to do, rows that edit a source picture."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class CatalogPlan:
         """The plan as a table of two columns, for a terminal or a page."""
         counts, cost = self.counts, self.estimate
         rows = [("rows", f"{counts.rows:,}"), ("done", f"{counts.done:,}"), ("to do", f"{counts.to_do:,}")]
+        if counts.edits_to_do:
+            rows.append(("of them edits", f"{counts.edits_to_do:,}"))
         if counts.postponed:
             rows.append(("left for later runs (limit)", f"{counts.postponed:,}"))
         if counts.failed_before:
@@ -159,7 +163,7 @@ def plan_catalog(
     """
     locations = Locations.for_catalog(inputs, storage_options)
     catalog = Catalog.at(inputs.catalog_uri, locations)
-    fingerprint = RunFingerprint(sampler.digest(), model_fingerprint, adapter_fingerprint)
+    fingerprint = RunFingerprint(sampler.digest(), model_fingerprint, adapter_fingerprint, sampler.edit.digest())
     survey = survey_catalog(catalog, RowChecker(fingerprint, locations), progress)
     known = ResultsLedger(RunOutput(inputs.output_uri, locations)).resolved
     states, earlier = _look_up(survey, known)
@@ -170,7 +174,12 @@ def plan_catalog(
         fingerprint=fingerprint,
         counts=counts,
         estimate=estimate(
-            counts.to_do, sampler, known.measured, seconds_per_call=seconds_per_call, image_size_px=image_size_px
+            counts.to_do,
+            sampler,
+            known.measured,
+            num_edits=counts.edits_to_do,
+            seconds_per_call=seconds_per_call,
+            image_size_px=image_size_px,
         ),
         num_prompts=survey.num_prompts,
         num_subjects=survey.num_subjects,
@@ -219,6 +228,7 @@ def _count(states: npt.NDArray[np.uint8], survey: Survey, failed_codes: npt.NDAr
         postponed=numbers[POSTPONED],
         refused_by_code=_by_code(refused_codes),
         failed_before_by_code=_by_code(failed_codes),
+        edits_to_do=int((states[survey.edit_rows] == TO_DO).sum()),
     )
 
 

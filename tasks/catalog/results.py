@@ -41,6 +41,7 @@ RESULTS_SCHEMA = pa.schema(
         pa.field("worker", pa.string()),
         pa.field("preview", pa.binary()),
         pa.field("preview_panels", pa.int32()),
+        pa.field("source_uri", pa.string()),
     ],
     metadata={"ezigen.schema": "results/1"},
 )
@@ -78,8 +79,12 @@ class ResultRow:
     error_message: str | None = None
     worker: str = ""
     preview: bytes | None = None
-    """One encoded picture: subject, sketch, loops and result side by side, `preview_panels` of them."""
+    """One encoded picture: subject, sketch (of an edit its source), loops and result side by side, `preview_panels` of
+    them.
+    """
     preview_panels: int = 0
+    source_uri: str | None = None
+    """Of an edit, the picture that was edited."""
 
 
 def failed_row(
@@ -99,6 +104,7 @@ def failed_row(
         subject_uri=row.subject_uri,
         subject_class=row.subject_class,
         seed=row.seed,
+        source_uri=row.source_uri,
         num_unet_calls=num_unet_calls,
         seconds=seconds,
         error_code=error.code,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ezigen.config import ErrorCode, ItemError
 
 REQUIRED_COLUMNS = ("item_id", "subject_uri", "subject_class", "prompt")
-OPTIONAL_COLUMNS = ("negative_prompt", "seed", "subject_mask_uri", "source_uri", "mask_uri")
+OPTIONAL_COLUMNS = ("negative_prompt", "seed", "subject_mask_uri", "source_uri", "mask_uri", "mask_box")
 COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
 
 MAX_ITEM_ID_CHARS = 256
@@ -24,6 +24,8 @@ DEFAULT_CLASS = "object"
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # A prompt may be written over several lines.
 _UNPRINTABLE_IN_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Four whole numbers; a longer one lies outside any picture.
+_BOX = re.compile(r"\s*-?[0-9]{1,9}\s*(?:,\s*-?[0-9]{1,9}\s*){3}", re.ASCII)
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0*)?", re.ASCII)
 
 
@@ -41,6 +43,12 @@ class CatalogRow:
     subject_mask_uri: str | None = None
     source_uri: str | None = None
     mask_uri: str | None = None
+    mask_box: tuple[int, int, int, int] | None = None
+
+    @property
+    def edits(self) -> bool:
+        """Whether the row edits a source picture instead of generating one."""
+        return self.source_uri is not None
 
     @property
     def subject_uri(self) -> str:
@@ -74,11 +82,12 @@ class RowRefusal:
 
 @dataclass(frozen=True)
 class RunFingerprint:
-    """What an image depends on beside its row. A changed part makes every item a new item."""
+    """What an image depends on beside its row. A changed part makes every item a new item; `edit` those that edit."""
 
     sampler: str
     model: str
     adapter: str
+    edit: str = ""
 
 
 class ItemKeys:
@@ -90,18 +99,20 @@ class ItemKeys:
         ["ezigen-item/1", sampler digest, model fingerprint, adapter fingerprint, item_id, [subject_uri, ...],
          subject_class, prompt, negative_prompt, seed, subject_mask_uri, source_uri, mask_uri]
 
-    with the row's values after `parse_row`: surrounding white space removed, the seed filled in, absent locations null.
-    Locations count as written, not as resolved, so a catalog that moves together with its pictures keeps its keys.
+    and for a row with a source_uri two more, mask_box ([x0, y0, x1, y1] or null) and the digest of sampler.edit.
+    The row's values are those after `parse_row`: surrounding white space removed, the seed filled in, absent locations
+    null. Locations count as written, not as resolved, so a catalog that moves with its pictures keeps its keys.
     """
 
     def __init__(self, fingerprint: RunFingerprint) -> None:
         parts = [fingerprint.sampler, fingerprint.model, fingerprint.adapter]
+        self._edit = fingerprint.edit
         self.prefix = to_canonical(["ezigen-item/1", *parts])[:-1] + ","
         self._refusal_prefix = to_canonical(["ezigen-refusal/1", *parts])[:-1] + ","
 
     def of_row(self, row: CatalogRow) -> str:
         """The item_key of a checked row."""
-        fields = [
+        fields: list[object] = [
             row.item_id,
             list(row.subject_uris),
             row.subject_class,
@@ -112,6 +123,8 @@ class ItemKeys:
             row.source_uri,
             row.mask_uri,
         ]
+        if row.edits:
+            fields += [row.mask_box, self._edit]
         return digest_hex(self.prefix + to_canonical(fields)[1:])
 
     def of_refusal(self, code: ErrorCode, raw: Sequence[object]) -> str:
@@ -160,7 +173,7 @@ def split_uris(cell: str) -> list[str]:
 def parse_row(index: int, values: Mapping[str, str | None], subject_uris: Sequence[str] | None = None) -> CatalogRow:
     """A checked row from its texts; None and "" mean "not given". `subject_uris` overrides the cell of that name.
 
-    Raises ItemError(ROW_INVALID) for a wrong value and ItemError(NOT_SUPPORTED) for a row that asks for editing.
+    Raises ItemError(ROW_INVALID) for a wrong value, and for a mask without a source picture.
     """
     item_id = _text(values, "item_id", MAX_ITEM_ID_CHARS, required=True)
     prompt = _text(values, "prompt", MAX_PROMPT_CHARS, required=True, pattern=_UNPRINTABLE_IN_TEXT)
@@ -168,12 +181,16 @@ def parse_row(index: int, values: Mapping[str, str | None], subject_uris: Sequen
     subject_class = _text(values, "subject_class", MAX_CLASS_CHARS) or DEFAULT_CLASS
     subjects = _subjects(split_uris(values.get("subject_uri") or "") if subject_uris is None else subject_uris)
     seed = parse_seed(values.get("seed"))
-    source, mask = _location(values, "source_uri"), _location(values, "mask_uri")
-    if source or mask:
-        raise ItemError(
-            ErrorCode.NOT_SUPPORTED,
-            "source_uri and mask_uri ask for editing, which is not supported yet; leave both empty to generate.",
-        )
+    source, mask, box = (
+        _location(values, "source_uri"),
+        _location(values, "mask_uri"),
+        parse_box(values.get("mask_box")),
+    )
+    for column, given in (("mask_uri", mask), ("mask_box", box)):
+        if given and not source:
+            raise _refused(column, "says what to edit, but source_uri is empty; give the source picture, or neither")
+    if mask and box:
+        raise _refused("mask_box", "and mask_uri are both given; keep one of them")
     return CatalogRow(
         index=index,
         item_id=item_id,
@@ -183,7 +200,23 @@ def parse_row(index: int, values: Mapping[str, str | None], subject_uris: Sequen
         negative_prompt=negative,
         seed=derive_seed(item_id, prompt) if seed is None else seed,
         subject_mask_uri=_location(values, "subject_mask_uri"),
+        source_uri=source,
+        mask_uri=mask,
+        mask_box=box,
     )
+
+
+def parse_box(cell: str | None) -> tuple[int, int, int, int] | None:
+    """x0, y0, x1, y1 in pixels of the source, of "10,20,200,180". None if not given."""
+    text = (cell or "").strip()
+    if not text:
+        return None
+    if not _BOX.fullmatch(text):
+        raise _refused("mask_box", f"is {text[:40]!r}; write x0,y0,x1,y1 in whole pixels, such as 10,20,200,180")
+    x0, y0, x1, y1 = (int(number) for number in text.split(","))
+    if x0 >= x1 or y0 >= y1:
+        raise _refused("mask_box", f"is {text[:40]}, which has no area; x0 < x1 and y0 < y1 are needed")
+    return x0, y0, x1, y1
 
 
 def parse_seed(cell: str | None) -> int | None:

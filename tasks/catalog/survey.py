@@ -44,6 +44,8 @@ class Survey:
     refused: Refused
     num_prompts: int
     num_subjects: int
+    edit_rows: npt.NDArray[np.int64]
+    """Good rows that edit a source picture, in order; some of them may be refused as duplicates."""
 
 
 def survey_catalog(catalog: Catalog, checker: RowChecker, progress: Callable[[int], None] | None = None) -> Survey:
@@ -84,6 +86,7 @@ class _Gathered:
         self._row_words: list[Words] = []
         self._id_words: list[Words] = []
         self._refused: list[Refused] = []
+        self._edit_rows: list[npt.NDArray[np.int64]] = []
         self._prompts, self._subjects = DistinctCounter(), DistinctCounter()
 
     def add(self, batch: CheckedBatch) -> None:
@@ -91,6 +94,8 @@ class _Gathered:
         self._id_words.append(batch.id_words)
         if batch.refused:
             self._refused.append(_to_refused(batch, self.num_rows))
+        if batch.edits:
+            self._edit_rows.append(np.array(batch.edits, np.int64) + self.num_rows)
         self._prompts.add(batch.prompts)
         self._subjects.add(batch.subjects)
         self.num_rows += len(batch.row_words)
@@ -111,7 +116,8 @@ class _Gathered:
             first_rows=first_rows,
         )
         refused = _in_row_order(_concatenated([invalid, duplicates]))
-        return Survey(signature, words, refused, self._prompts.count(), self._subjects.count())
+        edit_rows = np.concatenate([np.empty(0, np.int64), *self._edit_rows])
+        return Survey(signature, words, refused, self._prompts.count(), self._subjects.count(), edit_rows)
 
 
 def _to_refused(batch: CheckedBatch, first_row: int) -> Refused:

@@ -94,6 +94,7 @@ def _identity(rows: list[ResultRow], strings: _Strings) -> dict[str, list[Any]]:
         "prompt": [strings.place(_cut(row.prompt)) for row in rows],
         "class": [strings.place(_cut(row.subject_class)) for row in rows],
         "subject": [_cut(row.subject_uri) for row in rows],
+        "source": [strings.place(_cut(row.source_uri or "")) for row in rows],
         # A seed may exceed what a browser counts exactly.
         "seed": [None if row.seed is None else str(row.seed) for row in rows],
         "run": [strings.place(row.run_id) for row in rows],

@@ -15,6 +15,7 @@ from tests.catalog.conftest import FINGERPRINT, good_row
 
 CHECKER = RowChecker(FINGERPRINT, Locations(allowed_roots=("/data", "s3://bucket/in"), base_uri="/data/catalogs"))
 NONE = "0" * 32
+KNOWN_REFUSAL = "606b926a41570b7d95a6e692b1358dbb"
 
 
 def check_batch(rows):
@@ -57,7 +58,9 @@ rows = st.fixed_dictionaries(
         "negative_prompt": texts,
         "seed": seeds,
         "subject_mask_uri": locations,
-        "source_uri": st.sampled_from([None, "x"]),
+        "source_uri": st.sampled_from([None, "x", "../x"]),
+        "mask_uri": st.sampled_from([None, None, "y", "/etc/y"]),
+        "mask_box": st.sampled_from([None, None, "1,2,3,4", "4,3,2,1", "x"]),
     },
 )
 
@@ -101,11 +104,32 @@ def test_a_common_row_never_takes_the_slow_path(monkeypatch):
     assert not refused
 
 
-def test_broken_lines_and_edits_are_refused():
+def test_broken_lines_and_masks_without_a_source_are_refused():
     _, refused = check_batch([good_row(broken="line 3 has 2 cells"), good_row(source_uri="x"), good_row(mask_uri="x")])
-    assert [refused[i][0] for i in range(3)] == [
-        ErrorCode.ROW_INVALID, ErrorCode.NOT_SUPPORTED, ErrorCode.NOT_SUPPORTED,
-    ]  # fmt: skip
+    assert {position: code for position, (code, _) in refused.items()} == {
+        0: ErrorCode.ROW_INVALID,
+        2: ErrorCode.ROW_INVALID,
+    }
+
+
+@pytest.mark.parametrize("column", ["source_uri", "mask_uri"])
+def test_pictures_of_edits_may_not_lie_anywhere(column):
+    _, refused = check_batch([good_row(**{"source_uri": "x", column: "/etc/passwd"})])
+    assert refused[0][0] is ErrorCode.LOCATION_DENIED
+
+
+def test_the_key_of_a_refused_row_did_not_change_with_the_columns_of_edits():
+    assert CHECKER.refusal_key(ErrorCode.ROW_INVALID, good_row(prompt=None)) == KNOWN_REFUSAL
+    with_box = good_row(prompt=None, source_uri="x", mask_box="1,2,3,4")
+    without = good_row(prompt=None, source_uri="x")
+    assert len({CHECKER.refusal_key(ErrorCode.ROW_INVALID, row) for row in (with_box, without)}) == 2
+
+
+def test_edits_are_counted():
+    batch = pa.RecordBatch.from_pylist(
+        [good_row(0), good_row(1, source_uri="x"), good_row(2, mask_uri="x")], schema=CATALOG_SCHEMA
+    )
+    assert BatchChecker(CHECKER).check(batch, 0).edits == [1]
 
 
 def test_distinct_texts_are_collected():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ezigen.config import CatalogInputs, ConfigurationError, ErrorCode, ItemError, LoopConfig, SamplerConfig
+from ezigen.config import CatalogInputs, ConfigurationError, EditConfig, ErrorCode, ItemError, LoopConfig, SamplerConfig
 from tasks.catalog.estimates import estimate, expected_unet_calls
 from tasks.catalog.plan import plan_catalog
 from tasks.catalog.results import ResultRow, failed_row, refused_row
@@ -220,6 +220,31 @@ def test_expected_calls_count_branches_loops_and_the_subject():
     assert estimate(10, SAMPLER, Measured(), seconds_per_call=3.6).worker_hours == pytest.approx(
         0.01 * expected_unet_calls(SAMPLER)
     )
+
+
+def test_edits_are_planned_beside_images(plan, run, write_catalog):
+    rows = [good_row(0), good_row(1, source_uri="s.png"), good_row(2, source_uri="s.png", mask_box="0,0,9,9")]
+    planned = plan(write_catalog([*rows, good_row(3, mask_box="0,0,9,9"), rows[1]]))
+    assert (planned.counts.to_do, planned.counts.edits_to_do, planned.counts.refused) == (3, 2, 2)
+    assert dict(planned.describe())["of them edits"] == "2"
+    assert [item.row.edits for item in planned.items()] == [False, True, True]
+    calls = expected_unet_calls(SAMPLER) + 2 * expected_unet_calls(SAMPLER, edits=True)
+    assert planned.estimate.num_unet_calls == round(calls)
+    run(planned)
+    assert plan(write_catalog(rows[:1])).counts.edits_to_do == 0
+    assert "of them edits" not in dict(plan(write_catalog(rows[:1])).describe())
+    assert plan(write_catalog(rows)).counts.to_do == 0
+    other = SAMPLER.model_copy(update={"edit": EditConfig(guidance_scale=3.0)})
+    assert (plan(write_catalog(rows), sampler=other).counts.to_do, other.digest()) == (2, SAMPLER.digest())
+
+
+def test_expected_calls_of_an_edit_are_its_inversion_and_its_transfers():
+    fixed = LoopConfig(stop="fixed", num_loops=2)
+    # The subject and 19 steps up, then three times 20 steps down in two branches.
+    assert expected_unet_calls(SamplerConfig(guidance_scale=1.0, loops=fixed), edits=True) == 20 + 3 * 2 * 20
+    unguided = SamplerConfig(loops=fixed, edit=EditConfig(guidance_scale=1.0))
+    assert expected_unet_calls(unguided, edits=True) == 20 + 3 * 20
+    assert expected_unet_calls(SamplerConfig(mode="full_injection"), edits=True) == 50 + 100
 
 
 small_rows = st.builds(

@@ -92,6 +92,14 @@ def test_a_refusal_never_has_the_key_of_a_row():
         ({"seed": "-1"}, "between 0"),
         ({"seed": str(2**63)}, "between 0"),
         ({"seed": "9" * 10_000}, "between 0"),
+        ({"mask_uri": "m.png"}, "mask_uri says what to edit, but source_uri is empty"),
+        ({"mask_box": "1,2,3,4"}, "mask_box says what to edit, but source_uri is empty"),
+        ({"source_uri": "s.png", "mask_uri": "m.png", "mask_box": "1,2,3,4"}, "keep one of them"),
+        ({"source_uri": "s.png", "mask_box": "1,2,3"}, "mask_box is '1,2,3'; write x0,y0,x1,y1 in whole pixels"),
+        ({"source_uri": "s.png", "mask_box": "1.5,2,3,4"}, "whole pixels"),
+        ({"source_uri": "s.png", "mask_box": "1,2,1,4"}, "has no area"),
+        ({"source_uri": "s.png", "mask_box": "1,2,9,1" + "0" * 99}, "whole pixels"),
+        ({"source_uri": "s\x07"}, r"source_uri contains the character U\+0007"),
     ],
 )
 def test_wrong_rows_say_what_is_wrong(change, words):
@@ -100,11 +108,31 @@ def test_wrong_rows_say_what_is_wrong(change, words):
     assert raised.value.code is ErrorCode.ROW_INVALID
 
 
-@pytest.mark.parametrize("column", ["source_uri", "mask_uri"])
-def test_editing_is_refused_for_now(column):
-    with pytest.raises(ItemError, match="not supported") as raised:
-        parse_row(0, good_row(**{column: "x.png"}))
-    assert raised.value.code is ErrorCode.NOT_SUPPORTED
+def test_a_row_with_a_source_edits_it():
+    row = parse_row(0, good_row(source_uri=" s.png ", mask_uri="m.png"))
+    assert (row.edits, row.source_uri, row.mask_uri, row.mask_box) == (True, "s.png", "m.png", None)
+    row = parse_row(0, good_row(source_uri="s.png", mask_box=" 10, -5 ,200,180"))
+    assert (row.mask_uri, row.mask_box) == (None, (10, -5, 200, 180))
+    assert parse_row(0, good_row(source_uri="s.png")).edits
+    assert not parse_row(0, good_row()).edits
+
+
+def test_only_the_keys_of_edits_know_the_box_and_the_settings_of_edits():
+    other = ItemKeys(replace(FINGERPRINT, edit="e"))
+    plain, edit = parse_row(0, good_row()), parse_row(0, good_row(source_uri="s.png", mask_box="1,2,3,4"))
+    assert other.of_row(plain) == KEYS.of_row(plain)
+    keys = [
+        KEYS.of_row(edit),
+        other.of_row(edit),
+        *(KEYS.of_row(replace(edit, mask_box=box)) for box in (None, (0, 2, 3, 4))),
+    ]
+    assert len({KEYS.of_row(plain), *keys}) == 5
+    text = json.dumps(
+        ["ezigen-item/1", "s", "m", "a", edit.item_id, ["p/0.png"], "mug", "on a beach", "", edit.seed, None,
+         "s.png", None, [1, 2, 3, 4], "e"],
+        separators=(",", ":"),
+    )  # fmt: skip
+    assert other.of_row(edit) == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def test_ids_may_hold_anything_printable():

@@ -117,7 +117,7 @@ def test_when_memory_runs_out_edits_go_on_with_fewer_slots(tiny_stack, adapters,
 
 
 def test_an_edit_can_be_cancelled_anywhere_and_withdrawn_before_it_begins(tiny_stack, adapters):
-    for num_steps in range(12):
+    for num_steps in (0, 1, 2, 4, 7):
         made = engine(tiny_stack, adapters)
         for item in MIXED[1:4]:
             made.add(item)

@@ -5,12 +5,13 @@ from importlib import import_module
 import pytest
 
 PUBLIC = {
+    "ezigen": "EZIGenPipeline Personalizer __version__",
     "ezigen.adapters": "AdapterCard AdapterSet KeyValue SubjectAdapter SubjectBlock SubjectKV adapter_fingerprint "
-    "attach_adapters detach_adapters import_checkpoint load_adapter read_card resolve_adapter save_adapter",
+    "attach_adapters detach_adapters detached import_checkpoint load_adapter read_card resolve_adapter save_adapter",
     "ezigen.diffusion": "CLEAN NoiseSchedule NoiseSource PredictionType Purpose Spacing "
     "ddim_step ddpm_step dpmpp_2m_step",
     "ezigen.images": "FORMATS SUFFIXES ImageFormat Picture decode_picture encode_image encode_png fit_square "
-    "thumbnail_strip",
+    "side_by_side thumbnail_strip to_picture",
     "ezigen.metrics": "CLIP_MODEL DINO_MODEL Scorer load_scorer",
     "ezigen.models": "ImageEncoder Stack TextCondition TextImageEncoder call_unet decode_latents encode_pictures "
     "encode_posterior encode_prompts load_image_encoder load_stack load_text_image_encoder model_fingerprint "

@@ -83,6 +83,50 @@ def test_a_run_whose_unet_is_compiled_says_how_often(tmp_path, tiny_model):
     assert_complete(out, 2)
 
 
+def write_edits(folder):
+    """Two rows that generate, four that edit in their own ways, and three whose masks are wrong."""
+    write_catalog(folder, 2)
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 255, (63, 47, 3), dtype=np.uint8)).save(folder / "source.png")
+    mask = Image.new("L", (94, 126), 0)
+    mask.paste(255, (20, 30, 60, 80))
+    mask.save(folder / "mask.png")
+    Image.new("L", (47, 63), 0).save(folder / "empty.png")
+    Image.new("L", (63, 47), 255).save(folder / "turned.png")
+    lines = ["item_id,subject_uri,subject_class,prompt,seed,source_uri,mask_uri,mask_box"]
+    edits = ["source.png,mask.png,", 'source.png,,"4,4,30,40"', "source.png,,", "red.png,,", "source.png,empty.png,"]
+    edits += ["source.png,turned.png,", "source.png,absent.png,"]
+    for index, cells in enumerate([",,", ",,", *edits]):
+        lines.append(f"item-{index},{('red', 'blue')[index % 2]}.png,cup,a cup on a table,{index},{cells}")
+    (folder / "catalog.csv").write_text("\n".join(lines) + "\n")
+    return folder / "catalog.csv"
+
+
+def test_edits_and_images_of_one_catalog(tmp_path, tiny_model):
+    catalog, out = write_edits(tmp_path / "in"), tmp_path / "out"
+    given = CatalogInputs(catalog_uri=str(catalog), output_uri=str(out), max_failed_share=0.5)
+    outcome = run(given, CatalogWorker, cluster=cluster(), model=tiny_model, sampler=MAPPED)
+    assert (outcome.done, outcome.failed) == (6, 3)
+    assert_complete(out, 9, failed={"item-6", "item-7", "item-8"})
+    rows = resolved_rows(out)
+    codes = {name: row.error_code for name, row in rows.items() if row.error_code}
+    wrong_mask, missing = ErrorCode.MASK_MISMATCH, ErrorCode.IMAGE_MISSING
+    assert codes == {"item-6": wrong_mask, "item-7": wrong_mask, "item-8": missing}
+    sizes = [(rows[f"item-{n}"].width_px, rows[f"item-{n}"].height_px) for n in range(6)]
+    assert sizes == [(32, 32), (32, 32), (47, 63), (47, 63), (47, 63), (40, 30)]
+    assert [rows[f"item-{n}"].source_uri for n in range(6)] == [None, None, *["source.png"] * 3, "red.png"]
+    # The subject, the source with its mask, the first transfer and the loop.
+    assert {row.preview_panels for row in rows.values() if row.status == "done"} == {4}
+    assert rows["item-2"].num_unet_calls == 1 + 1 + 2 * 2 * 2  # the subject, a step up, two passes of two guided steps
+    source = np.asarray(Image.open(catalog.parent / "source.png"))
+    for name, untouched in (("item-2", np.s_[45:]), ("item-3", np.s_[45:])):
+        result = np.asarray(Image.open(out / rows[name].image_uri))
+        assert (result[untouched] == source[untouched]).all()
+        assert (result != source).any()
+    again = run(given, CatalogWorker, cluster=cluster(), model=tiny_model, sampler=MAPPED)
+    assert again.nothing_to_do
+
+
 # ---- Stable Diffusion XL
 
 

@@ -45,7 +45,7 @@ async function drawPanel(canvas, item, panel) {
 
 function panelLabels(item) {
   const count = columns.panels[item];
-  const inner = Array.from({ length: Math.max(0, count - 2) }, (_, i) => i === 0 ? "Sketch" : i === 1 ? "Transfer" : `Loop ${i - 1}`);
+  const inner = Array.from({ length: Math.max(0, count - 2) }, (_, i) => i === 0 ? (columns.source[item] == null ? "Sketch" : "Source") : i === 1 ? "Transfer" : `Loop ${i - 1}`);
   return count > 1 ? ["Subject", ...inner, "Result"] : ["Result"];
 }
 

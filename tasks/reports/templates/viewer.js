@@ -87,7 +87,7 @@ function showFullPicture(box, source, side, item) {
 
 function panelCaption(item, panel, isResult) {
   if (isResult) return [`Result`, columns.width[item] ? `${columns.width[item]} × ${columns.height[item]} px` : ""].filter(Boolean).join(", ");
-  const meanings = { Subject: "the product as given", Sketch: "drawn from the prompt alone", Transfer: "the product's looks transferred for the first time" };
+  const meanings = { Subject: "the product as given", Sketch: "drawn from the prompt alone", Source: "the picture that is edited, what changes marked", Transfer: "the product's looks transferred for the first time" };
   const label = panelLabels(item)[panel];
   return `${label}: ${meanings[label] ?? "looks transferred again"}`;
 }
@@ -108,6 +108,7 @@ function allFacts(item) {
     ["Seed", columns.seed[item] ?? ""],
     ["Attempts", columns.attempts[item] > 1 ? String(columns.attempts[item]) : ""],
     ["Subject", columns.subject[item]],
+    ["Source", text("source", item) ?? ""],
     ["Picture", link],
     ["Finished", finished],
     ["Worker", text("worker", item)],
