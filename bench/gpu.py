@@ -1,10 +1,10 @@
-"""The denoising loop on a GPU: Stable Diffusion 2.1-base's shapes, random weights, bf16, 512 px.
+"""The denoising loop on a GPU: shapes of Stable Diffusion 2.1-base (512 px) or XL (1024 px), random weights, bf16.
 
-    python bench/gpu.py [--slots 1 2 4 8 16 32 64] [--steps 10] [--device cuda]
+    python bench/gpu.py [--model sd21|sdxl] [--slots 1 2 4 8 16 32 64] [--steps 10] [--device cuda]
 
 Printed are, per number of slots until memory ends: images per second and the share of the GPU's peak that useful FLOP
 reach; the batch-1 loop of `ezigen.sampling` in the same run; the time per UNet evaluation against diffusers' own
-StableDiffusionPipeline with the same UNet; and the operators that one step spends its time in. Without a GPU it says
+pipeline with the same UNet; and the operators that one step spends its time in. Without a GPU it says
 so and measures nothing; `--device cpu --divisor 4 --size 64` tries the script itself.
 """
 
@@ -12,9 +12,10 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from lines import show
 from PIL import Image
 from shapes import SCHEDULE, build_stack
@@ -61,6 +62,22 @@ def measure_engine(networks: Networks, sampler: SamplerConfig, slots: int) -> di
     return {"images_per_s": 2 * slots / seconds, "flops": flop / seconds, "inside": inside / seconds}
 
 
+def diffusers_pipeline(stack: Stack) -> Any:
+    """Their pipeline with our networks."""
+    networks: dict[str, Any] = {
+        "vae": stack.vae,
+        "text_encoder": stack.text_encoder,
+        "tokenizer": stack.tokenizer,
+        "unet": stack.unet,
+        "scheduler": DDIMScheduler.from_config(SCHEDULE),
+        "feature_extractor": None,
+    }
+    if stack.text_encoder_2 is None:
+        return StableDiffusionPipeline(**networks, safety_checker=None, requires_safety_checker=False)
+    texts = {"text_encoder_2": stack.text_encoder_2, "tokenizer_2": stack.tokenizer_2}
+    return StableDiffusionXLPipeline(**networks, **texts, add_watermarker=False)
+
+
 def per_evaluation(stack: Stack, adapters: AdapterSet, slots: int, steps: int) -> tuple[float, float]:
     """Seconds per UNet evaluation: ours in mode text_only, and diffusers' pipeline with the same UNet and batch."""
     sampler = SamplerConfig(mode="text_only", num_steps=steps)
@@ -70,20 +87,13 @@ def per_evaluation(stack: Stack, adapters: AdapterSet, slots: int, steps: int) -
     again = [replace(request, key=f"again {request.key}", seed=request.seed + 1000) for request in requests]
     ours = timed(lambda: list(engine.generate(again)), stack.device)
     detach_adapters(stack.unet)
-    pipeline = StableDiffusionPipeline(
-        vae=stack.vae,
-        text_encoder=stack.text_encoder,
-        tokenizer=stack.tokenizer,
-        unet=stack.unet,
-        scheduler=DDIMScheduler.from_config(SCHEDULE),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = diffusers_pipeline(stack)
     pipeline.set_progress_bar_config(disable=True)
     prompts = [request.prompt for request in requests]
-    pipeline(prompts, num_inference_steps=steps)
-    theirs = timed(lambda: pipeline(prompts, num_inference_steps=steps), stack.device)
+    side = stack.image_size_px
+    options = {"num_inference_steps": steps, "height": side, "width": side}
+    pipeline(prompts, **options)
+    theirs = timed(lambda: pipeline(prompts, **options), stack.device)
     return ours / (2 * slots * steps), theirs / (2 * slots * steps)
 
 
@@ -113,18 +123,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--divisor", type=int, default=1)
-    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--model", choices=["sd21", "sdxl"], default="sd21")
+    parser.add_argument("--size", type=int, help="pixels; 512 for sd21, 1024 for sdxl")
     args = parser.parse_args()
+    size = args.size or (1024 if args.model == "sdxl" else 512)
     if args.device == "cuda" and not torch.cuda.is_available():
         print("no GPU here: nothing is measured")
         return
     dtype = "bf16" if args.device == "cuda" else "fp32"
-    stack = build_stack(args.divisor, args.device, dtype=dtype, image_size_px=args.size)
+    stack = build_stack(args.divisor, args.device, dtype=dtype, image_size_px=size, model=args.model)
     adapters = attach_adapters(stack.unet).to(stack.device, stack.dtype)
     networks = Networks(stack, adapters)
     sampler = SamplerConfig(num_steps=args.steps, loops=LoopConfig(stop="fixed", num_loops=3))
     one_by_one = Generator(stack, adapters, None, sampler)
-    requests = make_requests(4, args.size)
+    requests = make_requests(4, size)
     one_by_one.generate(requests[:1])
     seconds = timed(lambda: [one_by_one.generate([request]) for request in requests[1:]], stack.device)
     baseline, best, fitting = 3 / seconds, 0.0, 1
