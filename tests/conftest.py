@@ -3,8 +3,9 @@
 import pytest
 
 from tests.s3_server import s3_folder, s3_server
+from tests.shared_ray import ray_address
 
-__all__ = ["s3_folder", "s3_server"]
+__all__ = ["ray_address", "s3_folder", "s3_server"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

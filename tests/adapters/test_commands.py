@@ -66,14 +66,14 @@ def test_doctor_looks_for_the_adapter_that_is_named(uri):
         list(check_model(ModelConfig(adapter="owls@production")))
 
 
-def make_job(catalog, model, adapter):
+def make_job(catalog, model, adapter, address="local"):
     sampler = SamplerConfig(num_steps=2, mode="full_injection")
     return CatalogJob(
         CatalogParameters(
             CatalogInputs(catalog_uri=str(catalog), output_uri="out", max_previews=0),
             ModelConfig(model=str(model), adapter=adapter, image_encoder=str(model / "dinov2"), device="cpu"),
             sampler,
-            ClusterConfig(num_workers=1, cpus_per_worker=1),
+            ClusterConfig(address=address, num_workers=1, cpus_per_worker=1),
         ),
         {},
     )
@@ -89,12 +89,12 @@ def test_an_adapter_of_another_model_is_refused_before_anything_starts(uri, tiny
 
 
 @pytest.mark.slow
-def test_a_run_keeps_to_the_version_that_its_alias_meant(uri, tiny_folder, tmp_path):
+def test_a_run_keeps_to_the_version_that_its_alias_meant(uri, tiny_folder, tmp_path, ray_address):
     """And with the next version every item is another one."""
     registry = Registry(uri)
     import_adapter(str(tiny_folder / "adapter"), "owls", str(tiny_folder), registry, alias="production")
     catalog = write_catalog(tmp_path / "catalog", 2)
-    job = make_job(catalog, tiny_folder, "owls@production")
+    job = make_job(catalog, tiny_folder, "owls@production", ray_address)
     with job.hold_output():
         job.make_plan()
         folder = tmp_path / "checkpoint"

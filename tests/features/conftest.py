@@ -6,10 +6,7 @@ import pytest
 import torch
 
 from ezigen.models import Stack, load_stack
-from tests.sharding.conftest import ray_address
 from tests.tiny import build_tiny_stack
-
-__all__ = ["ray_address"]
 
 torch.set_num_threads(1)  # on tensors this small a second thread only costs
 

@@ -124,7 +124,7 @@ def test_a_damaged_shard_is_made_again_alone(pairs, reference, tmp_path, tiny_fo
     plan = stage.plan(verify=True)
     assert (plan.finished, plan.damaged, plan.to_do) == (False, ("r0-00002",), ("r0-00002",))
     assert any("damaged" in label for label, _ in plan.describe())
-    outcome = stage.run(plan, cluster=RayConfig(address=ray_address, num_workers=2))
+    outcome = stage.run(plan, cluster=RayConfig(address=ray_address, num_workers=1))
     assert (outcome.shards_made, outcome.shards_repaired, outcome.shards_kept) == (1, 1, NUM_SHARDS - 1)
     assert stored_bytes(tmp_path / "store") == stored_bytes(reference)
     changed = {name for name, time in modified(tmp_path / "store").items() if times[name] != time}
@@ -213,7 +213,7 @@ def test_a_killed_driver_leaves_nothing_that_the_next_run_does_not_finish(
     kept = modified(store)
     assert few <= len(kept) < NUM_SHARDS, (tmp_path / "log").read_text()
 
-    outcome = Stage(pairs, store, tiny_folder).run(cluster=RayConfig(address=ray_address, num_workers=2))
+    outcome = Stage(pairs, store, tiny_folder).run(cluster=RayConfig(address=ray_address, num_workers=1))
     assert (outcome.state, outcome.subjects, outcome.shards_made) == ("finished", 40, NUM_SHARDS - len(kept))
     assert {name: modified(store)[name] for name in kept} == kept
     assert stored_bytes(store) == stored_bytes(reference)
@@ -231,7 +231,7 @@ def test_pairs_and_store_on_s3_are_those_of_a_folder(tmp_path, s3_folder, tiny_f
     Stage(tmp_path / "pairs", tmp_path / "store", tiny_folder).make_here()
     reference = stored_bytes(tmp_path / "store")
     stage = Stage(f"{s3_folder}/pairs", f"{s3_folder}/store", tiny_folder)
-    outcome = stage.run(cluster=RayConfig(address=ray_address, num_workers=2))
+    outcome = stage.run(cluster=RayConfig(address=ray_address, num_workers=1))
     assert (outcome.state, outcome.shards_made) == ("finished", 3)
     output = OutputFolder(f"{s3_folder}/store")
     assert {name: output.read(name) for name in reference} == reference

@@ -1,5 +1,6 @@
-"""One real Prefect server for all tests of the flows, and the command line in processes of its own."""
+"""One real Prefect server for all tests of the flows, and the command line, here or in processes of its own."""
 
+import logging
 import os
 import signal
 import socket
@@ -18,7 +19,10 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from typer.testing import CliRunner
 
+from flows.command_line import app
+from tests.shared_ray import plain_environment
 from tests.tiny import build_tiny_stack
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,7 +63,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    inherited = {name: value for name, value in plain_environment().items() if not name.startswith("PREFECT_")}
     environment = {**inherited, **QUIET, "PREFECT_HOME": str(home)}
     command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", str(port)]
     log = (home / "server.log").open("wb")
@@ -159,6 +163,37 @@ class CommandLine:
         return command
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a command printed and how it ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def ezigen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Told]]:
+    """`ezigen` in this process: the same words and codes without seconds of imports, where no process is the matter.
+
+    It reports to a server only in a test that has `reporting_here`; commands that start Ray belong in `command_line`.
+    """
+    monkeypatch.chdir(ROOT)
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
+    for console in logging.getLogger("prefect").handlers:  # as the command's own environment has it
+        monkeypatch.setattr(console, "level", logging.CRITICAL)
+
+    def run(*arguments: object) -> Told:
+        told = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="ezigen")
+        assert told.exception is None or isinstance(told.exception, SystemExit), told.exception
+        return Told(told.exit_code, told.stdout, told.stderr)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
 @pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where temporary servers keep their database, which takes them long to make."""
@@ -168,7 +203,7 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command_line(tmp_path: Path, prefect_home: Path) -> Iterator[CommandLine]:
     """`ezigen` without a Prefect server; what is left running at the end of a test is killed."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    inherited = {name: value for name, value in plain_environment().items() if not name.startswith("PREFECT_")}
     folder = tmp_path / "commands"
     folder.mkdir()
     line = CommandLine(folder, {**inherited, **QUIET, "PREFECT_HOME": str(prefect_home)})

@@ -1,4 +1,4 @@
-"""`ezigen` in processes of its own: what it prints, its exit codes, and what signals do to it."""
+"""`ezigen`: what it prints, its exit codes and, in processes of its own, what signals do to it."""
 
 import csv
 import io
@@ -132,20 +132,20 @@ def test_stopped_killed_and_repeated_a_run_is_complete(tmp_path, reporting_line:
     assert kept.isdisjoint(Computed(output).keys()[num_computed:])
 
 
-def test_a_finished_run_has_nothing_to_do(tmp_path, reporting_line: CommandLine):
+def test_a_finished_run_has_nothing_to_do(tmp_path, ezigen, reporting_here):
     arguments = ("personalize", refused_catalog(tmp_path / "shop"), tmp_path / "out")
-    first = reporting_line.run(*arguments)
-    assert first.process.returncode == 1
-    again = reporting_line.run(*arguments)
-    assert again.process.returncode == 0, again.stderr
+    first = ezigen(*arguments)
+    assert first.returncode == 1
+    again = ezigen(*arguments)
+    assert again.returncode == 0, again.stderr
     assert "nothing to do: 0 done, 2 failed before" in again.stdout
     assert "Traceback" not in again.stderr
 
 
-def test_an_output_in_use_is_refused_with_code_3(tmp_path, reporting_line: CommandLine):
+def test_an_output_in_use_is_refused_with_code_3(tmp_path, ezigen, reporting_here):
     with Lease(RunOutput(str(tmp_path / "out")), "somebody else"):
-        command = reporting_line.run("personalize", refused_catalog(tmp_path / "shop"), tmp_path / "out")
-    assert command.process.returncode == 3
+        command = ezigen("personalize", refused_catalog(tmp_path / "shop"), tmp_path / "out")
+    assert command.returncode == 3
     assert "is in use by somebody else" in command.stderr
     assert "Traceback" not in command.stderr
 
@@ -196,17 +196,17 @@ def test_a_killed_command_leaves_no_server_behind(tmp_path, command_line: Comman
         (["--workers", "many"], "--workers"),
     ],
 )
-def test_a_wrong_setting_is_one_line_and_code_2(tmp_path, command_line: CommandLine, arguments, says):
-    command = command_line.run("personalize", refused_catalog(tmp_path), tmp_path / "out", *arguments)
-    assert command.process.returncode == 2
+def test_a_wrong_setting_is_one_line_and_code_2(tmp_path, ezigen, arguments, says):
+    command = ezigen("personalize", refused_catalog(tmp_path), tmp_path / "out", *arguments)
+    assert command.returncode == 2
     assert says in command.stderr
     assert "Traceback" not in command.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_catalog_is_found_before_anything_starts(tmp_path, command_line: CommandLine):
-    command = command_line.run("personalize", tmp_path / "absent.csv", tmp_path / "out")
-    assert command.process.returncode == 2
+def test_a_missing_catalog_is_found_before_anything_starts(tmp_path, ezigen):
+    command = ezigen("personalize", tmp_path / "absent.csv", tmp_path / "out")
+    assert command.returncode == 2
     assert "absent.csv" in command.stderr
     assert "Prefect" not in command.stderr
 
@@ -239,10 +239,10 @@ def test_debug_shows_where_a_mistake_was_found(tmp_path, command_line: CommandLi
 # ---- plan, results
 
 
-def test_plan_counts_and_lists_refused_rows(tmp_path, command_line: CommandLine):
+def test_plan_counts_and_lists_refused_rows(tmp_path, ezigen):
     catalog = write_catalog(tmp_path / "shop", 5, subject_uri={4: GONE})
-    command = command_line.run("plan", catalog, tmp_path / "out", "--limit", 3)
-    assert command.process.returncode == 0, command.stderr
+    command = ezigen("plan", catalog, tmp_path / "out", "--limit", 3)
+    assert command.returncode == 0, command.stderr
     lines = [" ".join(line.split()) for line in command.stdout.splitlines()]
     assert "rows 5" in lines
     assert "to do 3" in lines
@@ -277,34 +277,34 @@ def finished_output(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_results_as_table_names_reason_and_remedy(finished_output, command_line: CommandLine):
-    command = command_line.run("results", finished_output, "--failed")
-    assert command.process.returncode == 0
+def test_results_as_table_names_reason_and_remedy(finished_output, ezigen):
+    command = ezigen("results", finished_output, "--failed")
+    assert command.returncode == 0
     assert "image_missing: reason 2" in command.stdout
     assert "Upload the picture or correct its address" in command.stdout
     assert "item-0" not in command.stdout
 
 
-def test_results_as_csv_and_json_lines_hold_every_row(finished_output, command_line: CommandLine):
-    table = list(csv.DictReader(io.StringIO(command_line.run("results", finished_output, "--format", "csv").stdout)))
-    lines = command_line.run("results", finished_output, "--format", "jsonl", "--status", "done").stdout.splitlines()
+def test_results_as_csv_and_json_lines_hold_every_row(finished_output, ezigen):
+    table = list(csv.DictReader(io.StringIO(ezigen("results", finished_output, "--format", "csv").stdout)))
+    lines = ezigen("results", finished_output, "--format", "jsonl", "--status", "done").stdout.splitlines()
     assert [row["item_id"] for row in table] == ["item-0", "item-1", "item-2", "item-3"]
     assert table[0]["prompt"] == 'a "red" cup, on a table'
     assert [json.loads(line)["item_id"] for line in lines] == ["item-0", "item-1"]
     assert json.loads(lines[0])["error_code"] is None
 
 
-def test_results_by_code(finished_output, command_line: CommandLine):
-    command = command_line.run("results", finished_output, "--code", "row_invalid", "--format", "csv")
+def test_results_by_code(finished_output, ezigen):
+    command = ezigen("results", finished_output, "--code", "row_invalid", "--format", "csv")
     assert [line.split(",")[0] for line in command.stdout.splitlines()] == ["item_id", "item-3"]
-    wrong = command_line.run("results", finished_output, "--code", "nonsense")
-    assert wrong.process.returncode == 2
+    wrong = ezigen("results", finished_output, "--code", "nonsense")
+    assert wrong.returncode == 2
     assert "image_missing" in wrong.stderr
 
 
-def test_results_of_nothing(tmp_path, command_line: CommandLine):
-    command = command_line.run("results", tmp_path)
-    assert command.process.returncode == 2
+def test_results_of_nothing(tmp_path, ezigen):
+    command = ezigen("results", tmp_path)
+    assert command.returncode == 2
     assert "no run has written here" in command.stderr
 
 

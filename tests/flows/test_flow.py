@@ -37,16 +37,25 @@ from tasks.cluster.connection import ClusterLost
 from tasks.storage import Locations, RunOutput
 from tasks.storage.lease import Lease, LeaseHeld, LeaseLost
 from tests.run.catalogs import assert_complete, assert_stored_once, image_hashes, resolved_rows, write_catalog
-from tests.run.light import LightWorker
+from tests.run.light import LightWorker, SlowWorker
 
 CLUSTER = ClusterConfig(num_workers=1, num_slots=2, flush_interval_s=0.5)
 GONE = "ftp://shop.invalid/cup.png"
 
 
 @pytest.fixture
-def light_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = functools.partial(tasks.catalog.run.run_catalog, worker=LightWorker)
+def cluster(ray_address: str) -> ClusterConfig:
+    return CLUSTER.model_copy(update={"address": ray_address})
+
+
+def use_workers(monkeypatch: pytest.MonkeyPatch, worker: type[LightWorker]) -> None:
+    run = functools.partial(tasks.catalog.run.run_catalog, worker=worker)
     monkeypatch.setattr(tasks.catalog.run, "run_catalog", run)
+
+
+@pytest.fixture
+def light_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_workers(monkeypatch, LightWorker)
 
 
 @pytest.fixture
@@ -57,10 +66,10 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks.catalog.run, "connect", refuse)
 
 
-def run_flow(catalog, output, **options):
+def run_flow(catalog, output, cluster=CLUSTER, **options):
     """The final state, and the summary or the exception behind it."""
     inputs = CatalogInputs(catalog_uri=str(catalog), output_uri=str(output), **options)
-    state = personalize_catalog(inputs, cluster=CLUSTER, return_state=True)
+    state = personalize_catalog(inputs, cluster=cluster, return_state=True)
     return state, state.result(raise_on_failure=False)
 
 
@@ -96,12 +105,12 @@ class Follower:
         self.moments.append(progress)
 
 
-def test_a_run_shows_its_state_counts_pictures_and_logs(tmp_path, reporting_here, light_workers):
+def test_a_run_shows_its_state_counts_pictures_and_logs(tmp_path, reporting_here, light_workers, cluster):
     catalog = write_catalog(tmp_path / "shop", 6, subject_uri={4: "missing.png", 5: GONE}, prompt={0: "an [odd] cup"})
     follower = Follower()
     token = current_watcher.set(follower)
     try:
-        state, summary = run_flow(catalog, tmp_path / "tonight", max_failed_share=0.5)
+        state, summary = run_flow(catalog, tmp_path / "tonight", cluster, max_failed_share=0.5)
     finally:
         current_watcher.reset(token)
 
@@ -132,12 +141,14 @@ def test_a_run_shows_its_state_counts_pictures_and_logs(tmp_path, reporting_here
     assert any("6 rows: 5 to do" in message for message in messages)
 
 
-def test_the_sample_catalog_is_done_but_for_its_wrong_rows_and_then_there_is_nothing_to_do(tmp_path, reporting_here):
+def test_the_sample_catalog_is_done_but_for_its_wrong_rows_and_then_there_is_nothing_to_do(
+    tmp_path, reporting_here, ray_address
+):
     """What `make demo` runs, with the real model, in two denoising steps and one loop for the shipped preset's many."""
     output = tmp_path / "demo"
     few = ["sampler.loops.min_loops=0", "sampler.loops.max_loops=1"]
-    options = RunOptions(catalog=str(catalog_file()), output=str(output), steps=2, workers=1, assignments=few)
-    parameters = vars(options.parameters())
+    given = {"catalog": str(catalog_file()), "output": str(output), "address": ray_address}
+    parameters = vars(RunOptions(**given, steps=2, workers=1, assignments=few).parameters())
     state = personalize_catalog(**parameters, return_state=True)
     assert state.is_completed()
     assert state.message == "36 done, 4 failed"
@@ -177,7 +188,7 @@ def test_a_location_is_a_link_that_shows_where_it_leads(location, target):
     assert links_in(f"Report: {link_to(location)}") == {target: True}
 
 
-def test_progress_is_sent_at_most_every_three_seconds(tmp_path, reporting_here, light_workers, monkeypatch):
+def test_progress_is_sent_at_most_every_three_seconds(tmp_path, reporting_here, cluster, monkeypatch):
     sent, send, follower = [], publishing.update_progress_artifact, Follower()
 
     def count(*arguments):
@@ -185,10 +196,10 @@ def test_progress_is_sent_at_most_every_three_seconds(tmp_path, reporting_here, 
         return send(*arguments)
 
     monkeypatch.setattr(publishing, "update_progress_artifact", count)
-    monkeypatch.setenv("EZIGEN_TEST_SECONDS_PER_ITEM", "0.5")
+    use_workers(monkeypatch, SlowWorker)
     token = current_watcher.set(follower)
     try:
-        state, _ = run_flow(write_catalog(tmp_path / "shop", 20), tmp_path / "out")
+        state, _ = run_flow(write_catalog(tmp_path / "shop", 20), tmp_path / "out", cluster)
     finally:
         current_watcher.reset(token)
     assert state.message == "20 done, 0 failed"

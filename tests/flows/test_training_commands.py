@@ -1,4 +1,4 @@
-"""`ezigen pairs`, `features`, `plan` and `inspect` in processes of their own: what they print, exit codes, signals."""
+"""`ezigen pairs`, `features`, `plan` and `inspect`: what they print, exit codes, signals."""
 
 import signal
 import subprocess
@@ -17,9 +17,8 @@ from tests.flows.test_command_line import assert_nothing_left, last_state
 from tests.flows.test_training_data import CONFIG
 from tests.pairs_run.conftest import World, read_pairs, stored_bytes, world
 from tests.run.catalogs import write_catalog
-from tests.sharding.conftest import ray_address
 
-__all__ = ["ray_address", "world"]
+__all__ = ["world"]
 
 SETTINGS = ("--size", 32, "--seed", 1, "--set", "pairs.coco.min_area_px=100")
 
@@ -45,40 +44,38 @@ def finished_pairs(world: World, ray_address: str, tmp_path_factory: pytest.Temp
 # ---- plan
 
 
-def test_plan_pairs_counts_and_writes_nothing(tmp_path, world, command_line: CommandLine):
-    command = command_line.run("plan", "pairs", *arguments(world, tmp_path / "pairs"))
-    assert command.process.returncode == 0, command.stderr
+def test_plan_pairs_counts_and_writes_nothing(tmp_path, world, ezigen):
+    command = ezigen("plan", "pairs", *arguments(world, tmp_path / "pairs"))
+    assert command.returncode == 0, command.stderr
     assert any(line.startswith("coco: pairs wanted 20") for line in lines_of(command.stdout))
     assert any(line.startswith("youtube_vis: candidates") for line in lines_of(command.stdout))
     assert not (tmp_path / "pairs").exists()
 
 
-def test_plan_features_prints_rows_bytes_and_the_break_even(tmp_path, finished_pairs, command_line, tiny_model):
-    command = command_line.run("plan", "features", finished_pairs, tmp_path / "store", "--model", tiny_model)
-    assert command.process.returncode == 0, command.stderr
+def test_plan_features_prints_rows_bytes_and_the_break_even(tmp_path, finished_pairs, ezigen, tiny_model):
+    command = ezigen("plan", "features", finished_pairs, tmp_path / "store", "--model", tiny_model)
+    assert command.returncode == 0, command.stderr
     assert "pairs 32" in lines_of(command.stdout)
     assert "break-even" in command.stdout
     assert not (tmp_path / "store").exists()
 
-    refused = command_line.run(
-        "plan", "features", finished_pairs, tmp_path / "store", "--model", tiny_model, "--max-gib", 1e-6
-    )
-    assert refused.process.returncode == 2
+    refused = ezigen("plan", "features", finished_pairs, tmp_path / "store", "--model", tiny_model, "--max-gib", 1e-6)
+    assert refused.returncode == 2
     assert "inputs.max_gib" in refused.stderr
 
 
-def test_plan_takes_a_catalog_without_the_word(tmp_path, command_line: CommandLine):
+def test_plan_takes_a_catalog_without_the_word(tmp_path, ezigen):
     catalog = write_catalog(tmp_path / "shop", 4)
     ways = [("plan", catalog, tmp_path / "out"), ("plan", "--limit", 4, catalog, tmp_path / "out")]
     ways.append(("plan", "catalog", catalog, tmp_path / "out"))
-    printed = [command_line.run(*way) for way in ways]
-    assert [command.process.returncode for command in printed] == [0, 0, 0]
+    printed = [ezigen(*way) for way in ways]
+    assert [command.returncode for command in printed] == [0, 0, 0]
     assert printed[0].stdout == printed[1].stdout == printed[2].stdout
     assert "rows 4" in lines_of(printed[0].stdout)
 
 
-def test_plan_explains_itself(command_line: CommandLine):
-    told = command_line.run("plan", "--help").stdout
+def test_plan_explains_itself(ezigen):
+    told = ezigen("plan", "--help").stdout
     assert "ezigen plan CATALOG OUTPUT" in told
     assert all(f"│ {name}" in told for name in ("catalog", "pairs", "features"))
 
@@ -105,9 +102,9 @@ def test_plan_explains_itself(command_line: CommandLine):
         (["inspect", "nowhere"], "does not exist"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(tmp_path, command_line: CommandLine, options, says):
-    command = command_line.run(*(tmp_path / "out" if option == "OUT" else option for option in options))
-    assert command.process.returncode == 2, command.stdout + command.stderr
+def test_a_mistake_is_one_line_and_code_2(tmp_path, ezigen, options, says):
+    command = ezigen(*(tmp_path / "out" if option == "OUT" else option for option in options))
+    assert command.returncode == 2, command.stdout + command.stderr
     assert says in command.stderr
     assert "Traceback" not in command.stderr
     assert "Prefect" not in command.stderr
@@ -117,9 +114,9 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path, command_line: CommandLine, o
 # ---- runs
 
 
-def test_a_finished_set_costs_seconds(finished_pairs, world, reporting_line: CommandLine):
-    command = reporting_line.run("pairs", *arguments(world, finished_pairs), "--address", "127.0.0.1:9")
-    assert command.process.returncode == 0, command.stderr
+def test_a_finished_set_costs_seconds(finished_pairs, world, ezigen, reporting_here):
+    command = ezigen("pairs", *arguments(world, finished_pairs), "--address", "127.0.0.1:9")
+    assert command.returncode == 0, command.stderr
     assert "nothing to do: 32 pairs" in command.stdout
     assert "COCO 20 20" in " ".join(lines_of(command.stdout))
     assert f"card: {finished_pairs / 'card.html'}" in command.stdout
@@ -153,9 +150,9 @@ def test_sigterm_keeps_finished_shards_and_another_run_makes_the_others(tmp_path
 # ---- inspect
 
 
-def test_inspect_prints_counts_and_saves_pictures(finished_pairs, tmp_path, command_line: CommandLine):
-    command = command_line.run("inspect", finished_pairs, "--save", tmp_path / "look")
-    assert command.process.returncode == 0, command.stderr
+def test_inspect_prints_counts_and_saves_pictures(finished_pairs, tmp_path, ezigen):
+    command = ezigen("inspect", finished_pairs, "--save", tmp_path / "look")
+    assert command.returncode == 0, command.stderr
     assert "pairs 32" in lines_of(command.stdout)
     assert "coco 20" in lines_of(command.stdout)
     path = tmp_path / "look" / "pairs-contact-sheet.jpg"
@@ -163,29 +160,29 @@ def test_inspect_prints_counts_and_saves_pictures(finished_pairs, tmp_path, comm
     assert Image.open(path).width > 700
 
     pair_id = read_pairs(finished_pairs, ["pair_id"]).column(0)[0].as_py()
-    one = command_line.run("inspect", finished_pairs, "--id", pair_id, "--save", tmp_path / "look")
+    one = ezigen("inspect", finished_pairs, "--id", pair_id, "--save", tmp_path / "look")
     assert f"pair_id {pair_id}" in lines_of(one.stdout)
     assert (tmp_path / "look" / f"pairs-{pair_id.replace('/', '-')}.png").is_file()
 
-    unknown = command_line.run("inspect", finished_pairs, "--id", "coco/train/none")
-    assert unknown.process.returncode == 2
+    unknown = ezigen("inspect", finished_pairs, "--id", "coco/train/none")
+    assert unknown.returncode == 2
     assert "near it: coco/train/" in unknown.stderr
 
 
-def test_pictures_that_cannot_be_saved_are_told(finished_pairs, tmp_path, command_line: CommandLine):
+def test_pictures_that_cannot_be_saved_are_told(finished_pairs, tmp_path, ezigen):
     (tmp_path / "file").write_text("")
-    command = command_line.run("inspect", finished_pairs, "--save", tmp_path / "file")
-    assert command.process.returncode == 2
+    command = ezigen("inspect", finished_pairs, "--save", tmp_path / "file")
+    assert command.returncode == 2
     assert "--save" in command.stderr
 
 
-def test_the_world_writes_data_sets_that_can_be_planned(tmp_path, command_line: CommandLine):
+def test_the_world_writes_data_sets_that_can_be_planned(tmp_path, ezigen):
     for name, options in (("coco", ("--num-images", "6")), ("youtube-vos", ("--num-videos", "2"))):
         command = [sys.executable, "-m", "ezigen.mini.world", name, str(tmp_path / name), "--side", "128", *options]
         subprocess.run(command, check=True, cwd=ROOT, timeout=120)
-    planned = command_line.run(
+    planned = ezigen(
         "plan", "pairs", tmp_path / "out", "--coco", tmp_path / "coco", "--youtube-vis", tmp_path / "youtube-vos"
     )
-    assert planned.process.returncode == 0, planned.stderr
+    assert planned.returncode == 0, planned.stderr
     assert any(line.startswith("coco: candidates") for line in lines_of(planned.stdout))
     assert any(line.startswith("youtube_vis: candidates") for line in lines_of(planned.stdout))

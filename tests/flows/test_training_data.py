@@ -36,9 +36,8 @@ from tasks.storage import Locations, OutputFolder
 from tasks.storage.lease import Lease, LeaseHeld
 from tests.flows.test_flow import Follower, artifacts_of, logs_of
 from tests.pairs_run.conftest import World, read_pairs, world
-from tests.sharding.conftest import ray_address
 
-__all__ = ["ray_address", "world"]
+__all__ = ["world"]
 
 CONFIG = PairConfig(seed=1, size_px=32, pairs_per_shard=8, coco={"min_area_px": 100})
 WANTED = {"num_coco_pairs": 20, "num_youtube_vis_pairs": 12}

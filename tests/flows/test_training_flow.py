@@ -43,13 +43,11 @@ from flows.watching import current_watcher
 from tasks.adapters import Registry
 from tasks.training.outcome import TrainingOutcome, TrainingProgress
 from tasks.training.plan import check_dtype
-from tests.flows.conftest import CommandLine
 from tests.flows.test_flow import Follower, logs_of
 from tests.flows.test_training_data import pairs_summary
 from tests.pairs_run.conftest import World, world
-from tests.sharding.conftest import ray_address
 
-__all__ = ["ray_address", "world"]
+__all__ = ["world"]
 
 NUM_STEPS = 6
 TRAINING: dict[str, Any] = {"num_steps": NUM_STEPS, "batch_size": 4, "held_out_share": 0.3, "optimizer": {"lr": 1e-3}}
@@ -216,9 +214,9 @@ def test_mistakes_name_the_groups_of_training():
         (["pipeline", "OUT", "--coco", "nowhere"], "nowhere"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(tmp_path, command_line: CommandLine, options, says):
-    command = command_line.run(*(tmp_path / "out" if option == "OUT" else option for option in options))
-    assert command.process.returncode == 2, command.stdout + command.stderr
+def test_a_mistake_is_one_line_and_code_2(tmp_path, ezigen, options, says):
+    command = ezigen(*(tmp_path / "out" if option == "OUT" else option for option in options))
+    assert command.returncode == 2, command.stdout + command.stderr
     assert says in command.stderr
     assert "Traceback" not in command.stderr
     assert not (tmp_path / "out").exists()
@@ -439,14 +437,14 @@ def test_a_diverging_run_fails_with_its_step_and_publishes_nothing(chain: Chain,
     assert chain.registry.versions("toys") == ("v1",)
 
 
-def test_plan_train_says_what_is_done_and_writes_nothing(chain: Chain, command_line: CommandLine):
+def test_plan_train_says_what_is_done_and_writes_nothing(chain: Chain, ezigen):
     before = sorted(chain.root.rglob("*"))
     settings = ["training.num_steps=6", "training.batch_size=4", "training.held_out_share=0.3"]
-    command = command_line.run(
+    command = ezigen(
         *("plan", "train", chain.root / "features", chain.root / "runs", "--name", "toys", "--model", chain.model),
         *(option for setting in settings for option in ("--set", setting)),
     )
-    assert command.process.returncode == 0, command.stderr
+    assert command.returncode == 0, command.stderr
     lines = [" ".join(line.split()) for line in command.stdout.splitlines()]
     assert any(line.startswith(f"run {chain.root}/runs/toys-") for line in lines)
     assert "steps to do 6" in lines  # of the recommended preset, which has not been trained

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from ezigen.config import CocoSelection, PairConfig, PairInputs, RayConfig
 from ezigen.mini.world.coco import write_coco
@@ -18,9 +16,6 @@ from ezigen.mini.world.products import make_variants, select_products
 from ezigen.mini.world.youtube_vis import write_instances
 from tasks.pairs import PairOutcome, PairPlan, plan_pairs, run_pairs
 from tasks.storage import OutputFolder
-from tests.sharding.conftest import ray_address
-
-__all__ = ["ray_address"]
 
 SIDE_PX = 128
 CONFIG = PairConfig(seed=3, size_px=256, picture_format="png", pairs_per_shard=6, coco=CocoSelection(min_area_px=100))
@@ -87,12 +82,11 @@ class Build:
 
 
 @pytest.fixture(scope="session")
-def reference(world, tmp_path_factory) -> Iterator[Path]:
+def reference(world, tmp_path_factory, ray_address) -> Path:
     """The output of a run that nothing disturbed, of one worker."""
     folder = tmp_path_factory.mktemp("reference") / "out"
     build = Build(world.inputs(folder))
-    address = ray.get_runtime_context().gcs_address if ray.is_initialized() else "local"
-    outcome = build.run(address, num_workers=1)
+    outcome = build.run(ray_address, num_workers=1)
     assert (outcome.state, outcome.built) == ("finished", 70)
     return folder
 

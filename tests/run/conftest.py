@@ -1,20 +1,12 @@
-"""One Ray for all tests of the pool, and what they look at."""
+"""A tiny model, and what tests of runs wait for."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psutil
 import pytest
 
-from ezigen.config import ClusterConfig, ModelConfig
-from tasks.cluster import connect
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray for the tests of a file, with place for four light workers; other files start one of their own."""
-    with connect(ClusterConfig(num_workers=4, cpus_per_worker=1)) as cluster:
-        yield cluster
+from ezigen.config import ModelConfig
 
 
 @pytest.fixture(scope="session")

@@ -22,10 +22,11 @@ SECONDS_PER_ITEM = float(os.environ.get("EZIGEN_TEST_SECONDS_PER_ITEM", "0.02"))
 class LightEngine:
     """Draws noise that depends on the request alone, one image a step, and writes down every key that it worked on."""
 
-    def __init__(self, diary: Path | None = None) -> None:
+    def __init__(self, diary: Path | None = None, seconds_per_item: float = SECONDS_PER_ITEM) -> None:
         self.counters = Counters()
         self.peak_flops = None
         self._diary = diary
+        self._seconds = seconds_per_item
         self._requests: list[Request] = []
 
     @property
@@ -56,15 +57,14 @@ class LightEngine:
         except ItemError as error:
             return [Ended(request.key, error=error)]
         self.counters.add("images")
-        self.counters.add("seconds.transfer", SECONDS_PER_ITEM)
+        self.counters.add("seconds.transfer", self._seconds)
         if self._diary is not None:
             with self._diary.open("a") as file:
                 file.write(f"{os.getpid()} {request.key}\n")
         return [Ended(request.key, sample)]
 
-    @staticmethod
-    def _draw(request: Request) -> Sample:
-        time.sleep(SECONDS_PER_ITEM)
+    def _draw(self, request: Request) -> Sample:
+        time.sleep(self._seconds)
         if "[odd]" in request.prompt:
             raise ItemError(ErrorCode.GENERATION_FAILED, "ArithmeticError: this prompt is odd")
         seed = hashlib.sha256(f"{request.prompt}/{request.seed}".encode()).digest()[:8]
@@ -80,17 +80,24 @@ class LightEngine:
             stop_reason="threshold",
             similarities=(0.995,),
             num_unet_calls=10,
-            seconds=SECONDS_PER_ITEM,
+            seconds=self._seconds,
         )
 
 
 class LightWorker(CatalogWorker):
+    seconds_per_item = SECONDS_PER_ITEM
+
     def load_engine(self) -> LightEngine:
         root = self.setup.maker.output.root
-        return LightEngine(Path(root.path) / "diary" if root.scheme == "file" else None)
+        diary = Path(root.path) / "diary" if root.scheme == "file" else None
+        return LightEngine(diary, self.seconds_per_item)
 
     def load_scorer(self) -> None:
         return None
+
+
+class SlowWorker(LightWorker):
+    seconds_per_item = 0.5
 
 
 class DoomedWorker(LightWorker):

@@ -20,7 +20,7 @@ from tests.run.conftest import is_alive, wait_until
 from tests.run.driver import SAMPLER, make_plan, run
 from tests.run.light import DoomedWorker, LightWorker
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_address")]
 
 
 def cluster(**changes) -> ClusterConfig:
@@ -87,7 +87,7 @@ def test_every_row_ends_with_a_result_row(tmp_path, caplog):
 
 def test_a_finished_run_does_nothing_until_failed_items_are_asked_for(tmp_path, monkeypatch):
     catalog = write_catalog(tmp_path, 6, subject_uri={2: "late.png"})
-    run(inputs(tmp_path, catalog), cluster=cluster())
+    run(inputs(tmp_path, catalog), cluster=cluster(num_workers=1))
     record, computed = run_record(tmp_path), Computed(tmp_path / "out").keys()
 
     def refuse(_config):
@@ -102,7 +102,7 @@ def test_a_finished_run_does_nothing_until_failed_items_are_asked_for(tmp_path, 
     assert Computed(tmp_path / "out").keys() == computed
 
     (tmp_path / "late.png").write_bytes((tmp_path / "red.png").read_bytes())
-    retried = run(inputs(tmp_path, catalog, retry_failed=True), cluster=cluster())
+    retried = run(inputs(tmp_path, catalog, retry_failed=True), cluster=cluster(num_workers=1))
     assert (retried.total, retried.done) == (1, 1)
     assert resolved_rows(tmp_path / "out")["item-2"].attempts == 2
     assert_complete(tmp_path / "out", 6)
@@ -157,7 +157,7 @@ def test_a_row_that_kills_its_worker_is_condemned_alone(tmp_path):
 def test_too_many_failures_are_raised_after_everything_else_is_done(tmp_path):
     catalog = write_catalog(tmp_path, 6, subject_uri={1: "no.png", 3: "no.png", 4: "no.png"})
     with pytest.raises(TooManyFailures, match="max_failed_share") as raised:
-        run(inputs(tmp_path, catalog, max_failed_share=0.4), cluster=cluster())
+        run(inputs(tmp_path, catalog, max_failed_share=0.4), cluster=cluster(num_workers=1))
     assert raised.value.outcome.done == 3
     assert_complete(tmp_path / "out", 6, failed={"item-1", "item-3", "item-4"})
     record = run_record(tmp_path)
@@ -165,16 +165,17 @@ def test_too_many_failures_are_raised_after_everything_else_is_done(tmp_path):
     assert "3 of 6" in record["message"]
 
 
-@pytest.mark.parametrize("state", ["running", "failed", "stopped"])
-def test_what_an_unfinished_run_left_half_written_is_removed(tmp_path, state):
-    catalog = write_catalog(tmp_path, 4)
-    run(inputs(tmp_path, catalog, limit=2), cluster=cluster())
-    output = RunOutput(str(tmp_path / "out"))
-    output.write_run(dataclasses.replace(output.read_run(), state=state))
-    half = next((tmp_path / "out" / "images").iterdir()) / ".partial-0123"
-    half.write_bytes(b"half a picture")
-    os.utime(half, (0, 0))
-    run(inputs(tmp_path, catalog), cluster=cluster())
+def test_what_an_unfinished_run_left_half_written_is_removed(tmp_path):
+    catalog, output = write_catalog(tmp_path, 4), RunOutput(str(tmp_path / "out"))
+    few = inputs(tmp_path, catalog, limit=1)
+    assert run(few, cluster=cluster(num_workers=1)).done == 1
+    for state in ("running", "failed", "stopped"):
+        output.write_run(dataclasses.replace(output.read_run(), state=state))
+        half = next((tmp_path / "out" / "images").iterdir()) / ".partial-0123"
+        half.write_bytes(b"half a picture")
+        os.utime(half, (0, 0))
+        assert run(few, cluster=cluster(num_workers=1)).done == 1
+        assert not half.exists(), state
     assert_complete(tmp_path / "out", 4)
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tasks.cluster.environment import SecretVariables, worker_variables
+from tests.shared_ray import plain_environment
 
 LOCAL = '''
 import json, os, signal, subprocess, sys
@@ -72,7 +73,7 @@ for address in sys.argv[1:]:
 def run_python(code: str, *arguments: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env={**os.environ, **environment},
+        env={**plain_environment(), **environment},
         capture_output=True,
         text=True,
         timeout=240,

@@ -17,6 +17,7 @@ import pytest
 
 from tests.run.catalogs import Computed, assert_complete, resolved_rows, write_catalog
 from tests.run.conftest import is_alive, wait_until
+from tests.shared_ray import plain_environment
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,7 @@ class Driver:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.run.driver", str(catalog), str(output), *options],
-                env={**os.environ, **SLOW},
+                env={**plain_environment(), **SLOW},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -16,7 +16,7 @@ from tasks.cluster.pool import ActorPool, Finished
 from tests.run.conftest import is_alive, wait_until
 from tests.run.toys import CrashingWorker, Diary, SlowWorker, ToyWorker, UnfitWorker
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_address")]
 
 
 @dataclass

@@ -22,7 +22,7 @@ from tests.features.stores import samples_of
 from tests.run.catalogs import assert_complete, image_hashes, resolved_rows, write_catalog
 from tests.run.driver import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_address")]
 
 MAPPED = SamplerConfig(num_steps=4, guidance_scale=2.0, loops={"stop": "fixed", "num_loops": 1})
 

@@ -1,5 +1,5 @@
-"""The tiny stack and one Ray, which the tests of training share with those of features."""
+"""The tiny stack, which the tests of training share with those of features."""
 
-from tests.features.conftest import ray_address, tiny_folder, tiny_stack
+from tests.features.conftest import tiny_folder, tiny_stack
 
-__all__ = ["ray_address", "tiny_folder", "tiny_stack"]
+__all__ = ["tiny_folder", "tiny_stack"]
