@@ -265,7 +265,7 @@ def test_no_call_has_more_jobs_than_slots_or_mixes_kinds(tiny_stack, adapters):
     calls = []
     made = engine(tiny_stack, adapters, on_call=calls.append)
     run(made, [request(index) for index in range(5)])
-    assert {call.lane.kind for call in calls} == set(Kind)
+    assert {call.lane.kind for call in calls} == set(Kind) - {Kind.INVERT}
     assert {len(call.slots) for call in calls if call.lane.kind in (Kind.SKETCH, Kind.TRANSFER)} == {3}
 
 
@@ -333,7 +333,7 @@ class Fault:
             raise self.error
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.INVERT])
 def test_when_memory_runs_out_the_slots_are_halved_and_nothing_is_lost(tiny_stack, adapters, dinov2, kind):
     requests = [request(index) for index in range(6)]
     fault = Fault(torch.OutOfMemoryError("CUDA out of memory (injected)"), kind, at=2)
