@@ -159,7 +159,7 @@ class BatchChecker:
             pc.is_null(column("mask_box")),
             _is_plain_text(column("item_id"), MAX_ITEM_ID_CHARS),
             _is_plain_text(column("prompt"), MAX_PROMPT_CHARS),
-            _is_absent_or(_is_plain_text, column("subject_class"), MAX_CLASS_CHARS),
+            _is_absent_or(_is_plain_class, column("subject_class")),
             _is_absent_or(_is_plain_text, column("negative_prompt"), MAX_PROMPT_CHARS),
             self._is_plain_location(column("subject_uri")),
             _is_absent_or(self._is_plain_location, column("subject_mask_uri")),
@@ -209,6 +209,10 @@ def _is_plain_text(column: pa.Array, max_chars: int) -> pa.Array:
     length = pc.utf8_length(column)
     fits = pc.and_(pc.greater(length, 0), pc.less_equal(length, max_chars))
     return pc.and_(fits, pc.invert(_matches(column, _SUSPICIOUS_TEXT)))
+
+
+def _is_plain_class(column: pa.Array) -> pa.Array:
+    return pc.and_(_is_plain_text(column, MAX_CLASS_CHARS), pc.invert(pc.starts_with(column, "[")))
 
 
 def _is_absent_or(test: Callable[..., pa.Array], column: pa.Array, *arguments: Any) -> pa.Array:

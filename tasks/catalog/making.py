@@ -128,9 +128,9 @@ class ImageMaker:
         subjects, edit = _subjects(item, pictures), _edit(item, pictures)
         if self._stored is None or item.row.subject_mask_uri:
             return subjects, (), edit
-        name = item.row.subject_class
+        named = list(zip(item.row.subject_uris, item.row.subject_classes, strict=True))
         try:
-            return subjects, tuple(self._stored.find(files[uri][0], name) for uri in item.row.subject_uris), edit
+            return subjects, tuple(self._stored.find(files[uri][0], name) for uri, name in named), edit
         except ConfigurationError as error:  # a damaged store: its remedy is in the message
             raise ItemError(ErrorCode.STORAGE_ERROR, str(error)) from error
 
@@ -251,7 +251,8 @@ def _to_request(
         key=item.item_key,
         prompt=row.prompt,
         subjects=subjects,
-        subject_class=row.subject_class,
+        subject_class=row.subject_classes[0],
+        subject_classes=row.subject_classes if len(row.subject_classes) > 1 else (),
         negative_prompt=row.negative_prompt,
         seed=row.seed,
         preview=settings.wants_preview(item.item_key),

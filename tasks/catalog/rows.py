@@ -51,6 +51,11 @@ class CatalogRow:
         return self.source_uri is not None
 
     @property
+    def subject_classes(self) -> tuple[str, ...]:
+        """By subject picture what it shows."""
+        return split_classes(self.subject_class, len(self.subject_uris))
+
+    @property
     def subject_uri(self) -> str:
         """The subject as the catalog writes it: the location, or a JSON array of several."""
         return join_uris(self.subject_uris)
@@ -170,6 +175,24 @@ def split_uris(cell: str) -> list[str]:
     return list(uris)
 
 
+def split_classes(cell: str, num_subjects: int) -> tuple[str, ...]:
+    """The class of each subject picture: one for all, or a JSON array with one for each.
+
+    Raises ItemError(ROW_INVALID).
+    """
+    if not cell.startswith("["):
+        return (cell,) * num_subjects
+    try:
+        classes = json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        raise _refused("subject_class", f"starts with '[' but is no JSON array of words ({error})") from error
+    if not all(isinstance(name, str) and name.strip() for name in classes):
+        raise _refused("subject_class", "must be a JSON array of words only")
+    if len(classes) != num_subjects:
+        raise _refused("subject_class", f"lists {len(classes)} classes for {num_subjects} pictures; give one for each")
+    return tuple(name.strip() for name in classes)
+
+
 def parse_row(index: int, values: Mapping[str, str | None], subject_uris: Sequence[str] | None = None) -> CatalogRow:
     """A checked row from its texts; None and "" mean "not given". `subject_uris` overrides the cell of that name.
 
@@ -180,6 +203,7 @@ def parse_row(index: int, values: Mapping[str, str | None], subject_uris: Sequen
     negative = _text(values, "negative_prompt", MAX_PROMPT_CHARS, pattern=_UNPRINTABLE_IN_TEXT)
     subject_class = _text(values, "subject_class", MAX_CLASS_CHARS) or DEFAULT_CLASS
     subjects = _subjects(split_uris(values.get("subject_uri") or "") if subject_uris is None else subject_uris)
+    split_classes(subject_class, len(subjects))
     seed = parse_seed(values.get("seed"))
     source, mask, box = (
         _location(values, "source_uri"),

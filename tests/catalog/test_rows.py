@@ -81,6 +81,10 @@ def test_a_refusal_never_has_the_key_of_a_row():
         ({"subject_uri": '["a", ""]'}, "lists an empty location"),
         ({"subject_uri": '["a", 1]'}, "strings only"),
         ({"subject_uri": "[broken"}, "no JSON array"),
+        ({"subject_class": "[broken"}, "subject_class starts with '\\[' but is no JSON array"),
+        ({"subject_class": '["mug", "cup"]'}, "lists 2 classes for 1 pictures"),
+        ({"subject_class": '["mug", " "]', "subject_uri": '["a", "b"]'}, "array of words only"),
+        ({"subject_class": '["mug", 1]', "subject_uri": '["a", "b"]'}, "array of words only"),
         ({"subject_uri": "[" * 100_000}, "no JSON array"),
         ({"subject_uri": json.dumps(list("abcde"))}, "lists 5 pictures; at most 4"),
         ({"subject_uri": "x" * 3000}, "at most 2,048"),
@@ -170,3 +174,11 @@ def test_white_space_around_values_does_not_matter():
 @given(st.lists(st.text(alphabet='ab[]";,\\ \n', min_size=1), min_size=1, max_size=4))
 def test_locations_survive_one_cell(uris):
     assert split_uris(join_uris(uris)) == uris
+
+
+def test_pictures_have_one_class_or_one_each():
+    both = '["a.png", "b.png"]'
+    assert parse_row(0, good_row(subject_uri=both)).subject_classes == ("mug", "mug")
+    each = parse_row(0, good_row(subject_uri=both, subject_class='["mug", " lamp "]'))
+    assert each.subject_classes == ("mug", "lamp")
+    assert KEYS.of_row(each) != KEYS.of_row(parse_row(0, good_row(subject_uri=both)))
