@@ -14,6 +14,7 @@ from ezigen.config.pipeline import PipelineInputs
 from ezigen.config.presets import PRESETS, SPEEDS, balanced, draft, embedded, exact, paper, released
 from ezigen.config.ray import RayConfig
 from ezigen.config.sampler import EditConfig, LoopConfig, SamplerConfig
+from ezigen.config.sketch import SketchConfig
 from ezigen.config.training import (
     TRAINING_PRESETS,
     MonitoringConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "PipelineInputs",
     "RayConfig",
     "SamplerConfig",
+    "SketchConfig",
     "SourceConfig",
     "StackConfig",
     "TrainingClusterConfig",

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ezigen.config.base import Config
+from ezigen.config.sketch import SketchConfig
 
 
 class StackConfig(Config):
@@ -44,4 +45,8 @@ class ModelConfig(StackConfig):
         min_length=1,
         description='The DINOv2 that decides when loops stop: "auto" (the shipped one for "mini", '
         "facebook/dinov2-base otherwise), a folder or a hub id.",
+    )
+    sketch: SketchConfig = Field(
+        default_factory=SketchConfig,
+        description="Another model that draws the scenes, into which the subject's appearance is then transferred.",
     )

@@ -32,10 +32,10 @@ WEIGHTS = {
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def resolve_folder(model: str, part: str = "") -> Path:
+def resolve_folder(model: str, part: str = "", *, option: str = "--model") -> Path:
     """The local folder of "mini" (or a part of it, e.g. "dinov2"), of a path, or of a hub id (downloaded if need be).
 
-    Raises ConfigurationError when there is none, saying how to get it.
+    Raises ConfigurationError when there is none, saying how to get it and which option then names it.
     """
     if model == "mini":
         from ezigen.mini import weights_folder
@@ -52,8 +52,8 @@ def resolve_folder(model: str, part: str = "") -> Path:
     if folder.exists():
         raise ConfigurationError(f"model {model}: this is a file; give the folder in diffusers format that holds it")
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ConfigurationError(f"model {model}: no such folder; {_remedy(EXAMPLE_MODEL)}")
-    return _from_hub(model)
+        raise ConfigurationError(f"model {model}: no such folder; {_remedy(EXAMPLE_MODEL, option)}")
+    return _from_hub(model, option)
 
 
 def find_weights(folder: Path, component: str = "") -> list[Path]:
@@ -179,7 +179,7 @@ def check_safetensors(path: Path) -> Path:
     return path
 
 
-def _from_hub(model: str) -> Path:
+def _from_hub(model: str, option: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -195,13 +195,13 @@ def _from_hub(model: str) -> Path:
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
         raise ConfigurationError(
             f"model {model}: no such folder, not in the local Hugging Face cache, "
-            f"and the hub did not give it ({type(error).__name__}); {_remedy(model)}"
+            f"and the hub did not give it ({type(error).__name__}); {_remedy(model, option)}"
         ) from error
 
 
-def _remedy(model: str) -> str:
+def _remedy(model: str, option: str = "--model") -> str:
     folder = model.rsplit("/", 1)[-1]
-    return f"`hf download {model} --local-dir {folder}` where there is a network, then pass --model {folder}"
+    return f"`hf download {model} --local-dir {folder}` where there is a network, then pass {option} {folder}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
