@@ -23,6 +23,7 @@ def make_plan(parameters: "CatalogParameters", storage_options: Mapping[str, Any
 
     An alias means the version that it points to now; `pin_adapter` first lets a run keep to that one.
     """
+    from ezigen.sketch import sketch_fingerprint
     from tasks.catalog.plan import plan_catalog
 
     model_fingerprint, adapter_fingerprint = read_fingerprints(parameters, storage_options)
@@ -34,6 +35,7 @@ def make_plan(parameters: "CatalogParameters", storage_options: Mapping[str, Any
         _log_rows(),
         storage_options=storage_options,
         image_size_px=read_image_size(parameters.model.model),
+        sketch_fingerprint=sketch_fingerprint(parameters.model.sketch, parameters.sampler),
     )
 
 
@@ -66,11 +68,13 @@ def check_early(parameters: "CatalogParameters") -> None:
 def read_fingerprints(parameters: "CatalogParameters", storage_options: Mapping[str, Any]) -> tuple[str, str]:
     """What tells this model and this adapter from others; an adapter that is stored elsewhere is fetched once.
 
-    Raises ConfigurationError if one is missing, incomplete or damaged, or if they do not belong together.
+    Raises ConfigurationError if one is missing, incomplete or damaged, or if they do not belong together; also for a
+    sketch model.
     """
     from ezigen.adapters import adapter_fingerprint
     from ezigen.adapters.card import WEIGHTS_FILE, check_base, read_card
     from ezigen.models import model_fingerprint
+    from ezigen.sketch import check_sketch, find_pipeline
     from tasks.adapters import local_adapter
     from tasks.storage import Locations
 
@@ -80,6 +84,9 @@ def read_fingerprints(parameters: "CatalogParameters", storage_options: Mapping[
             f'model.adapter "none" cannot show a subject: use sampler.mode text_only instead of '
             f"{parameters.sampler.mode}, or name an adapter."
         )
+    check_sketch(model.sketch, parameters.sampler)
+    if model.sketch.draws:
+        find_pipeline(model.sketch.model)
     fingerprint = model_fingerprint(model.model)
     locations = Locations(storage_options=dict(storage_options))
     folder = local_adapter(model.adapter, model.model, model.adapters_uri, locations)

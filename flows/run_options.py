@@ -41,6 +41,13 @@ class RunOptions:
     image_encoder: Annotated[
         str | None, Option(help="The DINOv2 that decides when loops stop.", rich_help_panel=MODEL)
     ] = None
+    sketch_model: Annotated[
+        str | None,
+        Option(
+            help="Another text-to-image model that draws the scenes (docs/sketches.md): a folder or a hub id.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
     device: Device = None
     dtype: NetworkDtype = None
     preset: Annotated[
@@ -103,6 +110,7 @@ class RunOptions:
             },
             model={
                 "adapters_uri": self.adapters,
+                "sketch": None if self.sketch_model is None else {"model": self.sketch_model},
                 **{name: getattr(self, name) for name in ("model", "adapter", "image_encoder", "device", "dtype")},
             },
             sampler={

@@ -6,7 +6,7 @@ Importing this package costs no torch; networks load at first use.
 from typing import TYPE_CHECKING
 
 from ezigen.lazy import lazy_names
-from ezigen.sketch.location import check_sketch, sketch_fingerprint
+from ezigen.sketch.location import check_sketch, find_pipeline, sketch_fingerprint
 
 if TYPE_CHECKING:
     from ezigen.sketch.attention import word_attention
@@ -23,6 +23,7 @@ __all__ = [
     "Sketcher",
     "SketchingEngine",
     "check_sketch",
+    "find_pipeline",
     "load_segmenter",
     "load_sketch_model",
     "load_sketcher",

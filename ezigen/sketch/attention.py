@@ -96,7 +96,7 @@ def _probabilities(layer: Any, hidden: Tensor, text: Tensor) -> Tensor:
     query, key = (
         tokens.unflatten(-1, (heads, -1)).transpose(1, 2).float() for tokens in (layer.to_q(hidden), layer.to_k(text))
     )
-    scores = query @ key.transpose(-1, -2) * layer.scale
+    scores: Tensor = query @ key.transpose(-1, -2) * float(layer.scale)
     return scores.softmax(dim=-1).mean(dim=1)
 
 

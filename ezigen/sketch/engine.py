@@ -7,7 +7,6 @@ from dataclasses import replace
 from PIL import Image
 
 from ezigen.config import ErrorCode, ItemError
-from ezigen.engine.counters import Counters
 from ezigen.engine.engine import Ended, Engine, EngineFull
 from ezigen.models.faults import is_device_fault, is_out_of_memory
 from ezigen.sampling.request import Request
@@ -27,14 +26,11 @@ class SketchingEngine:
     def __init__(self, engine: Engine, sketcher: Sketcher) -> None:
         self._engine = engine
         self._sketcher = sketcher
+        self.counters = engine.counters
+        """Those of the engine; also seconds.draw and drawn."""
         self._waiting: dict[str, Request] = {}
         self._drawn: dict[str, tuple[Image.Image | None, float]] = {}
         """By key the scene, if somebody wants to see it, and the seconds that it took."""
-
-    @property
-    def counters(self) -> Counters:
-        """Those of the engine; also seconds.draw and drawn."""
-        return self._engine.counters
 
     @property
     def peak_flops(self) -> float | None:

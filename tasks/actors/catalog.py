@@ -128,6 +128,10 @@ class CatalogWorker:
             max_held=4 * (setup.num_slots + setup.num_ahead),
             compiler="inductor" if setup.compile_unet else None,
         )
+        if model.sketch.draws:
+            from ezigen.sketch import load_sketching_engine
+
+            return load_sketching_engine(model, setup.sampler, limits, fit_slots=setup.fit_slots)
         return load_engine(model, setup.sampler, limits, fit_slots=setup.fit_slots)
 
     def load_scorer(self) -> ImageScorer | None:

@@ -12,6 +12,7 @@ from ezigen.config import CatalogInputs, ErrorCode, ItemError, SamplerConfig
 from tasks.catalog.checking import RowChecker, Values, to_refusal
 from tasks.catalog.estimates import Estimate, estimate
 from tasks.catalog.rows import Item, RowRefusal, RunFingerprint
+from tasks.catalog.sketches import with_sketch
 from tasks.catalog.survey import NO_ROW, Refused, Survey, check_unchanged, survey_catalog
 from tasks.datasets.catalogs import Catalog
 from tasks.storage.keys import words_to_hex
@@ -145,7 +146,7 @@ class EarlierAttempts:
         return int(self.numbers[at]) if at < len(self.rows) and self.rows[at] == row else 0
 
 
-def plan_catalog(
+def plan_catalog(  # noqa: PLR0913 - all but four have defaults
     inputs: CatalogInputs,
     sampler: SamplerConfig,
     model_fingerprint: str,
@@ -155,15 +156,18 @@ def plan_catalog(
     storage_options: Mapping[str, Any] | None = None,
     seconds_per_call: float | None = None,
     image_size_px: int = 512,
+    sketch_fingerprint: str = "",
 ) -> CatalogPlan:
     """Reads the catalog and the output's results and decides what is to do; writes nothing.
 
-    `progress` gets the number of rows read. `storage_options` are those of `Locations`. Raises ConfigurationError if
-    the catalog or a stored result cannot be read.
+    `progress` gets the number of rows read. `storage_options` are those of `Locations`. `sketch_fingerprint` tells
+    another model that draws the scenes from others, "" says that there is none. Raises ConfigurationError if the
+    catalog or a stored result cannot be read.
     """
     locations = Locations.for_catalog(inputs, storage_options)
     catalog = Catalog.at(inputs.catalog_uri, locations)
-    fingerprint = RunFingerprint(sampler.digest(), model_fingerprint, adapter_fingerprint, sampler.edit.digest())
+    sketched = with_sketch(sampler.digest(), sketch_fingerprint)
+    fingerprint = RunFingerprint(sketched, model_fingerprint, adapter_fingerprint, sampler.edit.digest())
     survey = survey_catalog(catalog, RowChecker(fingerprint, locations), progress)
     known = ResultsLedger(RunOutput(inputs.output_uri, locations)).resolved
     states, earlier = _look_up(survey, known)

@@ -27,10 +27,10 @@ from tasks.catalog.progress import Progress, ProgressMeter
 from tasks.catalog.results import ResultRow, failed_row, refused_row
 from tasks.catalog.rows import Item
 from tasks.catalog.shard_writer import ShardWriter
+from tasks.catalog.sketches import memory_of_worker
 from tasks.catalog.stored_subjects import SubjectSource
 from tasks.cluster import Cluster, WorkerPlan, connect, plan_workers
 from tasks.cluster.environment import SecretVariables
-from tasks.cluster.model_memory import worker_memory_bytes
 from tasks.cluster.planner import Condemned, PoolLimits
 from tasks.storage import RunOutput, RunRecord, RunState, compact_results, new_run_id, remove_leftovers
 from tasks.storage.lease import Lease, LeaseLost
@@ -224,7 +224,7 @@ class _Execution:
         return cluster.model_copy(update={"accelerator": accelerator})
 
     def _plan_workers(self, cluster: Cluster) -> WorkerPlan:
-        return plan_workers(self._cluster_config(), cluster.nodes, worker_memory_bytes(self.run.model.model))
+        return plan_workers(self._cluster_config(), cluster.nodes, memory_of_worker(self.run.model))
 
     def _spawner(self, workers: WorkerPlan) -> Callable[[str, int], Any]:
         import ray

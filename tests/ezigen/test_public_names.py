@@ -22,6 +22,8 @@ PUBLIC = {
     "min_distance pair_rng rank_objects square_around",
     "ezigen.sampling": "Edit Generator OnStep Phase Request Sample StepReport StopReason attach_to_stack "
     "load_generator patch_similarity stop_reason",
+    "ezigen.sketch": "Segmenter SketchModel Sketcher SketchingEngine check_sketch find_pipeline load_segmenter "
+    "load_sketch_model load_sketcher load_sketching_engine sketch_fingerprint to_region word_attention",
     "ezigen.subject": "SUBJECT_PROMPT SubjectEncoder SubjectFeatures encode_latents record_norms",
     "ezigen.training": "SOURCES Conditioner Conditions Draws Learner LossTerms StepReport TrainBatch TrainingDiverged "
     "choose_precision draw learning_rate pair_loss without_dropout",

@@ -188,11 +188,10 @@ def test_attention_is_that_of_the_library(tiny_stack):
 
     def look(name):
         def hook(layer, args, kwargs, output):
-            hidden = _args[0]
-            query, key = (
-                layer.head_to_batch_dim(t) for t in (layer.to_q(hidden), layer.to_k(kwargs["encoder_hidden_states"]))
-            )
-            seen[name] = layer.get_attention_scores(query, key).reshape(1, layer.heads, *query.shape[1:2], -1).mean(1)
+            tokens = layer.to_q(args[0]), layer.to_k(kwargs["encoder_hidden_states"])
+            query, key = (layer.head_to_batch_dim(one) for one in tokens)
+            scores = layer.get_attention_scores(query, key)
+            seen[name] = scores.unflatten(0, (1, layer.heads)).mean(1)
 
         return hook
 

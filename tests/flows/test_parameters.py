@@ -54,6 +54,13 @@ def test_a_preset_that_is_named_is_taken_as_it_is(preset, speed, model, expected
     assert parameters(preset=preset, speed=speed, model={"model": model}).sampler == expected
 
 
+def test_a_sketch_model_and_what_is_set_about_it():
+    options = RunOptions("c.csv", "out", sketch_model="flux", assignments=["model.sketch.region=all"])
+    sketch = options.parameters().model.sketch
+    assert (sketch.model, sketch.region, sketch.draws) == ("flux", "all", True)
+    assert not RunOptions("c.csv", "out").parameters().model.sketch.draws
+
+
 def test_flags_change_a_preset_and_assignments_win():
     made = parameters(
         sampler={"num_steps": 7, "mode": None},
