@@ -48,7 +48,11 @@ def attach_to_stack(stack: Stack, folder: Path) -> AdapterSet:
         adapters = attach_adapters(stack.unet, extra_residual=True)
         import_checkpoint(folder, adapters)
         return adapters
-    adapters = attach_adapters(stack.unet, extra_residual=read_card(folder).extra_residual)
+    card = read_card(folder)
+    try:
+        adapters = attach_adapters(stack.unet, extra_residual=card.extra_residual, blocks=card.blocks)
+    except ValueError as error:
+        raise ConfigurationError(f"adapter {folder}: {error}; it was trained on another model") from error
     load_adapter(adapters, folder, base_fingerprint=stack.fingerprint)
     return adapters
 
