@@ -3,15 +3,16 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ezigen.config import EditConfig, ErrorCode, ItemError, LoopConfig, released
 from ezigen.engine import EngineLimits
 from ezigen.models import load_text_image_encoder
 from ezigen.sampling.autostop import GlobalEncoder
 from ezigen.subject import SubjectFeatures
-from tests.engine.test_engine import assert_equal, engine, product, reference, run
+from tests.engine.test_engine import assert_close, assert_equal, engine, product, reference, run
 from tests.ezigen.test_editing import edit_request
-from tests.ezigen.test_sampling import picture, request, sampler
+from tests.ezigen.test_sampling import picture, request
 
 FIXED = {"stop": "fixed", "num_loops": 1}
 LOOPS = LoopConfig(**FIXED, renoise_timestep=400, through_pixels=True, keeps_negative_prompt=False)
@@ -79,12 +80,13 @@ def test_memory_may_run_out_between_timesteps(tiny_stack, adapters):
     def fail_once(call):
         calls.append(call)
         if len(calls) == 7:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise torch.OutOfMemoryError
 
     made = engine(tiny_stack, adapters, num_slots=2, on_call=fail_once, **setting)
     samples = run(made, requests)
     assert made.counters["halvings"] == 1
-    assert {sample.num_loops for sample in samples.values()} == {1}
+    for key, sample in run(engine(tiny_stack, adapters, num_slots=2, **setting), requests).items():
+        assert_close(samples[key], sample)
 
 
 def test_features_of_one_timestep_are_refused(tiny_stack, adapters):
@@ -97,4 +99,3 @@ def test_features_of_one_timestep_are_refused(tiny_stack, adapters):
         with pytest.raises(ItemError, match=f"item-0: .*{named}") as caught:
             engine(tiny_stack, adapters, **changes).add(request(0, features=(known,)))
         assert caught.value.code is ErrorCode.ROW_INVALID
-    assert sampler().t_sub == 1

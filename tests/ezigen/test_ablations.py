@@ -29,6 +29,8 @@ from ezigen.sampling.editing import make_background
 from ezigen.sampling.subjects import fill_slots, fit_subject
 from ezigen.subject import SubjectFeatures, record_norms
 from tasks.catalog.estimates import expected_unet_calls
+from tasks.catalog.stored_subjects import SubjectSource
+from tasks.storage import Locations
 from tests.ezigen.test_editing import canvas, edit_request, mask_of
 from tests.ezigen.test_sampling import array, picture, request, sampler
 
@@ -279,3 +281,17 @@ def test_slots_that_are_not_there():
     with pytest.raises(ItemError, match="needs at least one subject picture") as caught:
         fill_slots(request(0, subjects=()), SamplerConfig(subject_slots=4), 32)
     assert caught.value.code is ErrorCode.ROW_INVALID
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"t_sub": "adaptive"}, "t_sub adaptive"),
+        ({"subject_noise": "item"}, "subject_noise item"),
+        ({"subject_fit": "squash"}, "subject_fit squash"),
+    ],
+)
+def test_a_feature_store_is_refused_where_it_holds_no_such_features(changes, named):
+    setting = SamplerConfig(**changes)
+    with pytest.raises(ConfigurationError, match=rf"sampler\.{named}: .*inputs\.features_uri empty"):
+        SubjectSource.of("store", Locations(), setting, model="mini", model_fingerprint="0" * 32)
