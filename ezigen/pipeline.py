@@ -22,12 +22,12 @@ from ezigen.config.presets import embedded, paper
 from ezigen.diffusion import NoiseSchedule
 from ezigen.images import to_picture
 from ezigen.models.fingerprint import model_fingerprint
-from ezigen.models.image_encoder import ImageEncoder
 from ezigen.models.location import check_stack_folder, resolve_folder
 from ezigen.models.pixels import to_image
 from ezigen.models.stack import Stack, decode_latents, no_progress_bars
 from ezigen.personalizer import Box, Personalizer, PictureLike
 from ezigen.sampling import Edit, Generator, OnStep, Request, Sample, StepReport
+from ezigen.sampling.autostop import StopEncoder
 from ezigen.sampling.load import attach_to_stack, load_stop_encoder
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class EZIGenPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[m
         )
         self.adapters: AdapterSet | None = None
         self.adapter_card: AdapterCard | None = None
-        self.stop_encoder: ImageEncoder | None = None
+        self._stop_encoders: dict[str, StopEncoder] = {}
         self.default_sampler: SamplerConfig = paper()
         self._model = ModelConfig()
         self._base_fingerprint = ""
@@ -252,10 +252,11 @@ class EZIGenPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[m
         return SamplerConfig.model_validate({**base.model_dump(), **changes})
 
     def _generator(self, sampler: SamplerConfig) -> Generator:
-        if sampler.stops_by_image and self.stop_encoder is None:
-            self.stop_encoder = load_stop_encoder(self._model, self._execution_device.type)
+        measure = sampler.loops.measure
+        if sampler.stops_by_image and measure not in self._stop_encoders:
+            self._stop_encoders[measure] = load_stop_encoder(self._model, sampler, self._execution_device.type)
         adapters = self.adapters if sampler.mode != "text_only" else None
-        return Generator(self._stack(), adapters, self.stop_encoder, sampler)
+        return Generator(self._stack(), adapters, self._stop_encoders.get(measure), sampler)
 
     def _requests(
         self,

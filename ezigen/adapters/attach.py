@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from ezigen.adapters.adapter import KeyValue, SubjectAdapter
 from ezigen.models.blocks import STOCK, transformer_blocks
 from ezigen.subject.features import SubjectFeatures, stack_masks, stack_tokens
+
+_SIDES = ("down", "mid", "up")
 
 
 @dataclass(frozen=True)
@@ -122,14 +125,16 @@ class SubjectBlock(nn.Module):
 
 
 class AdapterSet(nn.Module):
-    """The trainable part of EZIGen: one SubjectAdapter per transformer block, keyed by block name.
+    """The trainable part of EZIGen: one SubjectAdapter per transformer block that carries one, by name.
 
     Idle until `active` or `activate`. One set serves one UNet call at a time: threads sharing a UNet must take turns.
     """
 
-    def __init__(self, adapters: dict[str, SubjectAdapter]) -> None:
+    def __init__(self, adapters: dict[str, SubjectAdapter], num_skipped: int = 0) -> None:
+        """num_skipped: blocks of the UNet that stay without an adapter."""
         super().__init__()
         self.names = tuple(adapters)
+        self.num_skipped = num_skipped
         # A ModuleDict allows no dots in its keys; `tensors` gives the names that are stored.
         self.modules_by_key = nn.ModuleDict({_key(name): adapter for name, adapter in adapters.items()})
         self._activation = _Activation()
@@ -155,7 +160,8 @@ class AdapterSet(nn.Module):
         """Keys and values of the subjects, with gradients where they are enabled."""
         if missing := set(self.names) - set(features.tokens):
             raise ValueError(f"subject features lack the blocks {sorted(missing)}: they come from another UNet")
-        return SubjectKV({name: self[name].key_value(features.tokens[name]) for name in self.names}, features.mask)
+        mask = None if features.mask is None else {name: features.mask[name] for name in self.names}
+        return SubjectKV({name: self[name].key_value(features.tokens[name]) for name in self.names}, mask)
 
     def activate(self, subject: SubjectFeatures | SubjectKV, gate: Tensor | None = None) -> None:
         """Make the UNet's blocks attend to these subjects until `deactivate`.
@@ -198,25 +204,46 @@ def mixed_precision(device: torch.device, compute: torch.dtype, weights: torch.d
     return nullcontext() if compute == weights else torch.autocast(device.type, compute)
 
 
-def attach_adapters(unet: nn.Module, *, extra_residual: bool = False) -> AdapterSet:
-    """Wrap every transformer block of the UNet and freeze the UNet; the adapters come back idle and trainable.
+def attach_adapters(unet: nn.Module, *, extra_residual: bool = False, blocks: Sequence[str] = ()) -> AdapterSet:
+    """Wrap transformer blocks of the UNet and freeze the UNet; the adapters come back idle and trainable.
 
-    While they are attached, the UNet's state dict has other names: detach them before saving it.
-    Raises ValueError when the UNet carries adapters already or has a kind of block that Stable Diffusion does not.
+    blocks: as `choose_blocks`; the others stay as they are. While adapters are attached, the UNet's state dict has
+    other names: detach them before saving it. Raises ValueError when the UNet carries adapters already, has a kind of
+    block that Stable Diffusion does not, or none that is wanted.
     """
-    blocks = transformer_blocks(unet)
-    for name, block in blocks.items():
+    found = transformer_blocks(unet)
+    for name, block in found.items():
         _check_attachable(unet, name, block)
-    if not blocks:
+    if not found:
         raise ValueError(f"{type(unet).__name__} has no transformer blocks to adapt")
+    chosen = {name: found[name] for name in choose_blocks(tuple(found), blocks)}
     unet.requires_grad_(False)
     adapters = AdapterSet(
-        {name: SubjectAdapter.from_block(block, extra_residual=extra_residual) for name, block in blocks.items()}
+        {name: SubjectAdapter.from_block(block, extra_residual=extra_residual) for name, block in chosen.items()},
+        len(found) - len(chosen),
     )
     adapters.requires_grad_(True)
-    for name, block in blocks.items():
+    for name, block in chosen.items():
         _replace(unet, name, SubjectBlock(name, block, adapters[name], adapters._activation))
     return adapters
+
+
+def choose_blocks(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """The block names that are wanted, in their own order; all of them where nothing is said.
+
+    wanted: `down`, `mid`, `up`, or patterns of names such as `up_blocks.3.*`. Raises ValueError for one that meets no
+    block, naming it.
+    """
+    if not wanted:
+        return tuple(names)
+    patterns = {one: f"{one}_block*" if one in _SIDES else one for one in wanted}
+    for one, pattern in patterns.items():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"adapter blocks {one!r}: no block of this UNet has such a name; use {', '.join(_SIDES)} or a pattern "
+                f"of names like {names[0]}"
+            )
+    return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns.values()))
 
 
 def detach_adapters(unet: nn.Module) -> None:

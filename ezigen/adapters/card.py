@@ -39,6 +39,9 @@ class AdapterCard(Config):
     extra_residual: bool = Field(
         default=False, description="h2 = h1 + a + u instead of h1 + a, as in the authors' released checkpoint."
     )
+    blocks: tuple[str, ...] = Field(
+        default=(), description="Names of the transformer blocks that carry an adapter; empty: all of the model's."
+    )
     num_adapters: int = Field(default=0, ge=0, description="Adapters, one per transformer block.")
     num_parameters: int = Field(default=0, ge=0, description="Trained numbers.")
     training: dict[str, str | int | float | bool] = Field(

@@ -64,6 +64,7 @@ def save_adapter(adapters: AdapterSet, folder: Path | str, card: AdapterCard) ->
             "num_adapters": len(adapters),
             "num_parameters": adapters.num_parameters,
             "extra_residual": adapters[adapters.names[0]].extra_residual,
+            "blocks": adapters.names if adapters.num_skipped else (),
         }
     )
     unfinished = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
@@ -86,6 +87,12 @@ def load_adapter(adapters: AdapterSet, folder: Path | str, *, base_fingerprint: 
     if card.extra_residual != adapters[adapters.names[0]].extra_residual:
         raise ConfigurationError(
             f"adapter {folder}: extra_residual is {card.extra_residual}, attached with the opposite"
+        )
+    if set(card.blocks or adapters.names) != set(adapters.names) or bool(card.blocks) != bool(adapters.num_skipped):
+        there = f"the {len(card.blocks)} blocks {_name_some(card.blocks)}" if card.blocks else "all blocks"
+        raise ConfigurationError(
+            f"adapter {folder}: made for {there}, attached to {len(adapters)}: {_name_some(adapters.names)}; attach it "
+            "to the blocks of its card"
         )
     path = folder / WEIGHTS_FILE
     found = _read_tensors(path)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,9 +27,22 @@ class Config(BaseModel):
         json_schema_extra=number_fields,
     )
 
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are younger than stored digests. At their default they say nothing, so that those digests hold."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that these values decide, as plain values: equal before and after a field was added."""
+        values = self.model_dump(mode="json")
+        for name, value in self:
+            if isinstance(value, Config):
+                values[name] = value.identity()
+            if name in self.LATER and value == type(self).model_fields[name].get_default(call_default_factory=True):
+                del values[name]
+        return values
+
     def digest(self) -> str:
         """32 hex digits that depend on the values alone: the same on every machine and in every process."""
-        return digest_values(self.model_dump(mode="json"))
+        return digest_values(self.identity())
 
 
 def digest_values(values: dict[str, Any]) -> str:

@@ -44,7 +44,8 @@ class ModelConfig(StackConfig):
         default="auto",
         min_length=1,
         description='The DINOv2 that decides when loops stop: "auto" (the shipped one for "mini", '
-        "facebook/dinov2-base otherwise), a folder or a hub id.",
+        "facebook/dinov2-base otherwise), a folder or a hub id. With loops.measure clip it is a CLIP, and auto means "
+        "openai/clip-vit-base-patch32.",
     )
     sketch: SketchConfig = Field(
         default_factory=SketchConfig,

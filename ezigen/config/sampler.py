@@ -1,12 +1,15 @@
 """How one image is made: the knobs of the paper's sections 3.1 to 3.4."""
 
-from typing import Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ezigen.config.base import Config, digest_values
 
 Mode = Literal["text_only", "full_injection", "decoupled", "iterative"]
+
+SubjectTimestep = Annotated[int, Field(ge=0, le=999)] | Literal["adaptive"]
+"""A timestep index, or adaptive: the one that the image itself is at (paper, Table 4)."""
 
 
 class LoopConfig(Config):
@@ -31,11 +34,31 @@ class LoopConfig(Config):
         le=1.0,
         description="Mean cosine between two consecutive images above which the loops stop; see measure.",
     )
-    measure: Literal["image", "latent"] = Field(
+    measure: Literal["image", "latent", "clip"] = Field(
         default="image",
         description="What the similarity compares. image: DINOv2 patch tokens of decoded images (the paper). latent: "
-        "the latents themselves, position by position, which needs no decoding; its thresholds are other ones.",
+        "the latents themselves, position by position, which needs no decoding; its thresholds are other ones. clip: "
+        "one CLIP vector per image (the released code).",
     )
+    renoise_timestep: int = Field(
+        default=0,
+        ge=0,
+        le=999,
+        description="Timestep to whose level a loop noises the last image; 0: that of the step which it starts with.",
+    )
+    through_pixels: bool = Field(
+        default=False,
+        description="Loops start from the last image as an 8-bit picture that is encoded again, instead of its latent.",
+    )
+    keeps_negative_prompt: bool = Field(
+        default=True, description="False: the negative prompt guides the first pass alone, and loops have none."
+    )
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"renoise_timestep", "through_pixels", "keeps_negative_prompt"})
+
+    def renoise_from(self, first_t: int) -> int:
+        """The timestep to whose level a loop that starts with the step at first_t noises the last image."""
+        return self.renoise_timestep or first_t
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -66,6 +89,18 @@ class EditConfig(Config):
         description="Id of the token that all of the prompt consists of during inversion; a smaller vocabulary takes "
         "its remainder.",
     )
+    background_lag: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Steps by which the source's latents outside the mask are behind the edit's, that is noisier.",
+    )
+    keeps_background: bool = Field(
+        default=True,
+        description="Outside the mask the result is the source. False leaves there what the last steps made of it.",
+    )
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"background_lag", "keeps_background"})
 
 
 class SamplerConfig(Config):
@@ -101,7 +136,11 @@ class SamplerConfig(Config):
         "steps.",
     )
     loops: LoopConfig = Field(default_factory=LoopConfig, description="When the appearance-transfer loops stop.")
-    t_sub: int = Field(default=1, ge=0, le=999, description="Timestep index at which the subject picture is encoded.")
+    t_sub: SubjectTimestep = Field(
+        default=1,
+        description="Timestep index at which the subject picture is encoded, once. adaptive: at every step anew, at "
+        "its timestep, which costs one more UNet evaluation per picture and step.",
+    )
     subject_prompt: str = Field(
         default="a photo of a {subject_class}.",
         max_length=500,
@@ -112,8 +151,26 @@ class SamplerConfig(Config):
         description="foreground: adapters attend only to the tokens that the subject's mask touches; pictures without "
         "a mask (alpha channel, or subject_mask_uri) keep all.",
     )
+    subject_noise: Literal["fixed", "item"] = Field(
+        default="fixed",
+        description="fixed: every subject picture is noised alike, and encoded once for all items. item: by the item's "
+        "seed, each of its pictures by itself.",
+    )
+    subject_fit: Literal["pad", "squash"] = Field(
+        default="pad",
+        description="How a subject picture becomes square: padded with white, or squashed.",
+    )
+    subject_slots: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="Pictures that adapters always attend to, blank ones where the item has fewer; 0: the item's own. "
+        "Items that mix pictures keep theirs.",
+    )
     negative_prompt: str = Field(default="", max_length=2000, description="Used for items that give none of their own.")
     edit: EditConfig = Field(default_factory=EditConfig, description="Items that edit a source picture.")
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"subject_noise", "subject_fit", "subject_slots"})
 
     @model_validator(mode="after")
     def _phases_exist(self) -> Self:
@@ -135,7 +192,9 @@ class SamplerConfig(Config):
 
     def digest(self) -> str:
         """As every configuration's, but without `edit`: it has its own digest and concerns edits alone."""
-        return digest_values(self.model_dump(mode="json", exclude={"edit"}))
+        values = self.identity()
+        del values["edit"]
+        return digest_values(values)
 
     def guidance_of(self, *, edits: bool) -> float:
         """The guidance scale of edits, or of everything else."""
@@ -149,7 +208,17 @@ class SamplerConfig(Config):
     @property
     def stops_by_image(self) -> bool:
         """Whether loops stop by what an image encoder sees, so that one has to be there."""
-        return self.mode == "iterative" and self.loops.stop == "similarity" and self.loops.measure == "image"
+        return self.mode == "iterative" and self.loops.stop == "similarity" and self.loops.measure != "latent"
+
+    @property
+    def loops_through_pixels(self) -> bool:
+        """Whether there are loops that start from pictures."""
+        return self.mode == "iterative" and self.loops.through_pixels
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether subjects are encoded at every step."""
+        return self.t_sub == "adaptive"
 
     @property
     def num_transfer_steps(self) -> int:

@@ -1,13 +1,13 @@
 """How the adapters are trained: what changes the result, what does not, and where it is stored."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from ezigen.config.base import Config
 from ezigen.config.ray import RayConfig
-from ezigen.config.sampler import LoopConfig, SamplerConfig
+from ezigen.config.sampler import LoopConfig, SamplerConfig, SubjectTimestep
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """Names of adapters and of their aliases."""
@@ -155,6 +155,16 @@ class TrainingConfig(Config):
     extra_residual: bool = Field(
         default=False, description="h2 = h1 + a + u instead of h1 + a, as the released checkpoint was trained."
     )
+    adapter_blocks: tuple[str, ...] = Field(
+        default=(),
+        description="Transformer blocks that carry an adapter: down, mid, up, or patterns of names such as "
+        "up_blocks.3.*; none given: all.",
+    )
+    subject_timestep: Literal["store", "adaptive"] = Field(
+        default="store",
+        description="Timestep at which subjects are encoded. store: that of the feature store. adaptive: each sample's "
+        "own (Table 4), from a store of latents.",
+    )
     min_snr_gamma: float = Field(
         default=0.0, ge=0.0, le=100.0, description="Min-SNR weighting of the loss with this gamma; 0 weighs evenly."
     )
@@ -181,12 +191,20 @@ class TrainingConfig(Config):
     coco: SourceConfig = Field(default=SourceConfig(), description="How pairs of COCO take part.")
     youtube_vis: SourceConfig = Field(default=SourceConfig(), description="How pairs of videos take part.")
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"adapter_blocks", "subject_timestep"})
+
     @model_validator(mode="after")
     def _can_learn(self) -> Self:
         if not self.coco.weight and not self.youtube_vis.weight:
             raise ValueError("both sources have weight 0; give one of coco.weight, youtube_vis.weight more")
         if self.micro_batch_size > self.batch_size:
             raise ValueError("micro_batch_size is greater than batch_size")
+        if self.subject_timestep == "adaptive" and not self.mask_padding:
+            raise ValueError("subject_timestep adaptive needs mask_padding true: blank slots have one timestep")
+        if self.subject_timestep == "adaptive" and self.features == "stored":
+            raise ValueError(
+                "subject_timestep adaptive needs features recompute or auto: stored ones have one timestep"
+            )
         return self
 
 
@@ -222,7 +240,7 @@ class MonitoringConfig(Config):
         self.sampler()
         return self
 
-    def sampler(self, *, t_sub: int = 1) -> SamplerConfig:
+    def sampler(self, *, t_sub: SubjectTimestep = 1) -> SamplerConfig:
         """How the samples are made; loops, if any, are three, so that a sample always costs the same."""
         return SamplerConfig(
             mode=self.mode,

@@ -25,14 +25,13 @@ from ezigen.engine.planner import Call, Kind, Lane, Leg, StepPlanner
 from ezigen.engine.route import Route
 from ezigen.engine.runner import Decoded, Networks, Runner, num_bytes, shape_of
 from ezigen.engine.work import Guide, InversionJob, ItemJob, ItemKey, Passage, SketchJob, SketchKey, SubjectJob
-from ezigen.images import fit_square
 from ezigen.models.faults import is_device_fault, is_out_of_memory
 from ezigen.models.peak import peak_flops
 from ezigen.models.text import TextCondition
 from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
-from ezigen.sampling.editing import Background, background_cells, begin_trajectory, prepare_edit
+from ezigen.sampling.editing import begin_trajectory, make_background, prepare_edit
 from ezigen.sampling.request import Request, Sample, StopReason
-from ezigen.sampling.subjects import check_subjects
+from ezigen.sampling.subjects import check_features, fill_slots, fit_subject
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +55,7 @@ class EngineLimits:
     cached_texts: int = 512
     cached_sketches: int = 1024
     cached_subject_bytes: float = 512 * 2**20
+    """Of subjects; and as much again of one subject's at several timesteps, where t_sub is adaptive."""
     cached_inversion_bytes: float = 128 * 2**20
     """Of trajectories of source pictures, beside those of the edits that are under way."""
     compiler: str | None = None
@@ -99,15 +99,22 @@ class Engine:
             raise ConfigurationError(f"mode {sampler.mode} needs an adapter; pass one, or use mode text_only")
         if networks.stop_encoder is None and sampler.stops_by_image:
             raise ConfigurationError(
-                "loops.stop similarity needs an image encoder (DINOv2); pass one, or use fixed loops or loops.measure "
-                "latent"
+                "loops.stop similarity needs an image encoder (DINOv2 or CLIP); pass one, or use fixed loops or "
+                "loops.measure latent"
             )
         self.sampler = sampler
         self.stack = networks.stack
         self.limits = limits or EngineLimits()
         self.counters = Counters()
         self._noise = NoiseSource()
-        self._runner = Runner(networks, sampler, self._noise, self.counters, compiler=self.limits.compiler)
+        self._runner = Runner(
+            networks,
+            sampler,
+            self._noise,
+            self.counters,
+            compiler=self.limits.compiler,
+            cached_subject_bytes=self.limits.cached_subject_bytes,
+        )
         self._on_call = on_call
         self._num_slots = self.limits.num_slots
         self._decode_slots = self.limits.decode_slots
@@ -156,22 +163,27 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Takes a request. Raises EngineFull; ValueError for a key that is here already; ItemError for a request
-        without a subject picture in a mode that needs one, and for an edit that cannot be made (see `prepare_edit`).
+        without a subject picture in a mode that needs one, for features of a subject that this sampler encodes in
+        another way, and for an edit that cannot be made (see `prepare_edit`).
         """
         if self.num_held >= self.limits.max_held:
             raise EngineFull(f"{self.num_held} requests are here already")
         if request.key in self._items_by_request:
             raise ValueError(f"a request with key {request.key!r} is here already")
-        if self._route.needs_subject and not request.subjects:
-            message = f"{request.key}: mode {self.sampler.mode} needs at least one subject picture"
-            raise ItemError(ErrorCode.ROW_INVALID, message)
         canvas = prepare_edit(request, self.stack, self.sampler)
-        if not self._route.needs_subject:
-            request = replace(request, subjects=(), subject_classes=(), mix=())
-        check_subjects(request)
         size_px = self.stack.image_size_px
-        request = replace(request, subjects=tuple(fit_square(picture, size_px) for picture in request.subjects))
-        key = (_subject_key(request), _sketch_key(request), "" if canvas is None else canvas.hash())
+        if self._route.needs_subject:
+            request = fill_slots(request, self.sampler, size_px)
+            check_features(request, self.sampler)
+        else:
+            request = replace(request, subjects=(), subject_classes=(), mix=())
+        pictures = tuple(fit_subject(picture, size_px, self.sampler) for picture in request.subjects)
+        request = replace(request, subjects=pictures)
+        key = (
+            _subject_key(request, self._subject_seed(request)),
+            _sketch_key(request),
+            "" if canvas is None else canvas.hash(),
+        )
         twin = self._items.get(key)
         self.counters.add("hits.item" if twin else "misses.item")
         if twin is not None:
@@ -334,7 +346,7 @@ class Engine:
                 job.passage = Passage(source, guide, 0, self._route.inversion, trajectory=trajectory)
                 continue
             assert isinstance(job, SubjectJob)
-            job.kv = self._runner.encode_subject(job)
+            job.kv = self._runner.encode_subject(job, self._route.passes[0].t)
             self.counters.add("unet_calls.encode", job.num_to_encode)
             if job.features:  # somebody looked for them
                 self.counters.add("hits.features", len(job.pictures) - job.num_to_encode)
@@ -360,8 +372,10 @@ class Engine:
 
     def _decode(self, call: Call[Job]) -> None:
         latents = [None if job is None else _latents_to_decode(job) for job in call.slots]
+        encodes = self.sampler.loops_through_pixels
         compares = self.sampler.stops_by_image and any(isinstance(job, ItemJob) for job in call.jobs)
-        for job, decoded in zip(call.slots, self._runner.decode(latents, with_patches=compares), strict=True):
+        made = self._runner.decode(latents, with_patches=compares, with_latents=encodes)
+        for job, decoded in zip(call.slots, made, strict=True):
             if isinstance(job, SketchJob) and decoded is not None:
                 job.image = decoded.image
             elif isinstance(job, ItemJob) and decoded is not None:
@@ -373,7 +387,7 @@ class Engine:
         self.counters.add(f"filled.{name}", len(call.jobs))
 
     def _take_image(self, item: ItemJob, decoded: Decoded) -> None:
-        item.image = decoded.image
+        item.image, item.restart = decoded.image, decoded.latents
         if decoded.image is not None and self._route.needs_subject and item.wants_preview:
             item.images.append(decoded.image)
         if decoded.patches is None:
@@ -457,7 +471,7 @@ class Engine:
         self.counters.add("hits.subject" if subject else "misses.subject")
         if subject is None:
             subject = self._open_subjects[key] = SubjectJob(
-                key, request.subjects, request.classes, request.features, request.mix
+                key, request.subjects, request.classes, request.features, request.mix, self._subject_seed(request)
             )
             self._planner.add(subject, _ENCODE)
         item.subject = subject
@@ -499,8 +513,8 @@ class Engine:
         sketch = item.sketch
         if item.canvas is not None:
             assert item.inversion is not None
-            cells = background_cells(item.canvas, self.stack.device)
-            item.background = Background(cells, item.inversion.trajectory)
+            trajectory, edit = item.inversion.trajectory, self.sampler.edit
+            item.background = make_background(item.canvas, trajectory, self._route.edit_passes, edit)
             self._begin_pass(item, item.inversion.trajectory[self._route.edit_passes[0].t])
             return
         self._begin_pass(item, self._initial(item) if sketch is None else sketch.passage.latents)
@@ -522,7 +536,8 @@ class Engine:
             if item.reference is not None:
                 item.similarities.append(latent_similarity(latents, item.reference).item())
             item.reference = latents
-        if self.sampler.stops_by_image or item.wants_preview or self._stop_reason(item) is not None:
+        looks = self.sampler.stops_by_image or self.sampler.loops_through_pixels
+        if looks or item.wants_preview or self._stop_reason(item) is not None:
             self._planner.add(item, (Leg(Lane(Kind.DECODE, latent_size=item.latent_size)),))
         else:
             self._loop(item)
@@ -548,10 +563,10 @@ class Engine:
     def _loop(self, item: ItemJob) -> None:
         """Noise x_0 to the split and transfer again (paper 3.3)."""
         item.num_loops += 1
-        x0 = _passage(item).latents
+        x0 = _passage(item).latents if item.restart is None else item.restart
         noise = self._noise.batch([item.request.seed], "renoise", item.num_loops, 0, x0.shape[1:])
         first_t = self._route.passes_of(edits=item.canvas is not None)[0].t
-        t = torch.tensor([first_t], device=x0.device)
+        t = torch.tensor([self.sampler.loops.renoise_from(first_t)], device=x0.device)
         latents = self.stack.schedule.add_noise(x0, noise.to(x0.device), t)
         self._begin_pass(item, latents if item.background is None else item.background.blend(latents, first_t))
 
@@ -561,8 +576,13 @@ class Engine:
 
     def _guide(self, item: ItemJob) -> Guide:
         request = item.request
-        negative = self._text(request.negative_prompt or self.sampler.negative_prompt or None)
-        return Guide(self._text(request.prompt), negative, None if item.subject is None else item.subject.kv)
+        text = request.negative_prompt or self.sampler.negative_prompt or None
+        negative = self._text(text if item.num_loops == 0 or self.sampler.loops.keeps_negative_prompt else None)
+        moving = item.subject if self.sampler.is_adaptive else None
+        return Guide(self._text(request.prompt), negative, None if item.subject is None else item.subject.kv, moving)
+
+    def _subject_seed(self, request: Request) -> int:
+        return request.seed if self.sampler.subject_noise == "item" else 0
 
     def _text(self, prompt: str | None) -> TextCondition:
         text = self._texts.get(prompt)
@@ -581,7 +601,7 @@ class Engine:
         self.counters.add(f"loops.{item.num_loops}", len(item.requests))
         num_passes = item.num_loops + 1
         if item.canvas is not None and item.image is not None:
-            item.image = item.canvas.paste(item.image)
+            item.image = item.canvas.paste(item.image, keeps_background=self.sampler.edit.keeps_background)
         for request in item.requests:
             sample = self._to_sample(item, request, num_passes)
             self._ended.append(Ended(request.key, sample))
@@ -661,9 +681,9 @@ def _sketch_key(request: Request) -> SketchKey:
     return request.prompt, request.negative_prompt, request.seed
 
 
-def _subject_key(request: Request) -> str:
-    """A digest of the subject's pictures, their masks and its class."""
-    digest = hashlib.blake2b(repr((request.classes, request.mix)).encode(), digest_size=16)
+def _subject_key(request: Request, seed: int) -> str:
+    """A digest of the subject's pictures, their masks, its class and its noise."""
+    digest = hashlib.blake2b(repr((request.classes, request.mix, seed)).encode(), digest_size=16)
     for picture in request.subjects:
         digest.update(picture.rgb.tobytes())
         digest.update(b"|" if picture.mask is None else picture.mask.tobytes())

@@ -56,8 +56,12 @@ class StepLane:
             self._text.fill(slot, guide.negative)
         self._text.fill(slot + self.num_slots * self._guided, guide.positive)
         if guide.subject is not None:
-            self._subject = self._subject or _empty_slots(guide.subject, self.num_slots)
-            _copy(guide.subject, self._subject, slot)
+            self.attend(slot, guide.subject)
+
+    def attend(self, slot: int, subject: SubjectKV) -> None:
+        """The sample in this slot attends from now on to this subject, of the shape of all the lane's."""
+        self._subject = self._subject or _empty_slots(subject, self.num_slots)
+        _copy(subject, self._subject, slot)
 
     @property
     def is_compiled(self) -> bool:

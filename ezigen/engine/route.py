@@ -59,9 +59,11 @@ class Route:
 
     def num_calls(self, num_pictures: int, num_passes: int, *, edits: bool = False) -> int:
         """UNet evaluations behind an image, each guidance branch and each encoded picture counting one."""
-        if edits:
-            return num_pictures + len(self.inversion) + num_passes * self._count(self.edit_passes, edits=True)
         encodings = num_pictures if self.needs_subject else 0
+        if self._sampler.is_adaptive:
+            encodings *= num_passes * len(self.passes_of(edits=edits))
+        if edits:
+            return encodings + len(self.inversion) + num_passes * self._count(self.edit_passes, edits=True)
         return encodings + self._count(self.sketch) + num_passes * self._count(self.passes)
 
     def _count(self, steps: Sequence[Step], *, edits: bool = False) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ezigen.adapters.attach import AdapterSet, SubjectKV
 from ezigen.config import SamplerConfig
-from ezigen.diffusion import NoiseSource
+from ezigen.diffusion import CLEAN, NoiseSource
+from ezigen.engine.cache import Cache
 from ezigen.engine.counters import Counters
 from ezigen.engine.lanes import StepLane
 from ezigen.engine.planner import Lane
@@ -20,10 +21,10 @@ from ezigen.engine.work import Guide, Passage, SubjectJob
 from ezigen.models.exceptional import encode_exceptional
 from ezigen.models.faults import is_device_fault, is_out_of_memory
 from ezigen.models.flop import FlopMeter
-from ezigen.models.image_encoder import ImageEncoder
 from ezigen.models.pixels import to_image, to_pixels
 from ezigen.models.stack import Stack, decode_latents, encode_pictures, encode_prompts
 from ezigen.models.text import TextCondition
+from ezigen.sampling.autostop import StopEncoder
 from ezigen.sampling.subjects import combine_subjects, encode_subject, keep_tokens
 from ezigen.subject import SubjectEncoder, SubjectFeatures
 from ezigen.subject.foreground import drop_masked
@@ -48,15 +49,18 @@ class Networks:
 
     stack: Stack
     adapters: AdapterSet | None = None
-    stop_encoder: ImageEncoder | None = None
+    stop_encoder: StopEncoder | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """One decoded image: pixels as an 8-bit picture, None where they are not finite, and its patch tokens (1, N, D)."""
+    """One decoded image: pixels as an 8-bit picture, None where they are not finite; its patch tokens (1, N, D); and
+    the latents (1, c, h, w) of the picture.
+    """
 
     image: Image.Image | None
     patches: Tensor | None = None
+    latents: Tensor | None = None
 
 
 class Runner:
@@ -73,8 +77,11 @@ class Runner:
         counters: Counters,
         *,
         compiler: str | None = None,
+        cached_subject_bytes: float = 0.0,
     ) -> None:
-        """compiler: a backend of torch.compile for the UNet's denoising steps; None runs them as they are."""
+        """compiler: a backend of torch.compile for the UNet's denoising steps; None runs them as they are.
+        cached_subject_bytes: bound of the keys and values at several timesteps, where t_sub is adaptive.
+        """
         self._counters = counters
         self._compiler = compiler
         self._compiled: set[Hashable] = set()
@@ -86,15 +93,31 @@ class Runner:
         self._subject_encoder = SubjectEncoder(networks.stack, noise)
         self._lanes: dict[Lane, StepLane] = {}
         self._exceptional: TextCondition | None = None
+        self._at_timesteps: Cache[tuple[str, int], SubjectKV] = Cache(cached_subject_bytes)
 
     def encode_text(self, prompt: str | None) -> TextCondition:
         """One prompt as the UNet reads it; None as in `encode_prompts`."""
         return self._counted("text", (), lambda: encode_prompts(self._stack, [prompt]))
 
     @torch.no_grad()
-    def encode_subject(self, job: SubjectJob) -> SubjectKV:
-        """Keys and values of all its pictures, joined along the tokens and padded to one of few lengths."""
-        return self._counted("encode", (len(job.pictures), job.num_to_encode), lambda: self._encode_subject(job))
+    def encode_subject(self, job: SubjectJob, t: int = CLEAN) -> SubjectKV:
+        """Keys and values of all its pictures, joined along the tokens and padded to one of few lengths; where t_sub is
+        adaptive, those at timestep t.
+        """
+        return self._counted("encode", (len(job.pictures), job.num_to_encode), lambda: self._encode_subject(job, t))
+
+    def _move(self, slots: StepLane, passages: Sequence[Passage | None]) -> None:
+        """Brings subjects that depend on the timestep to that of the next step."""
+        for slot, passage in enumerate(passages):
+            if passage is None or (job := passage.guide.moving) is None:
+                continue
+            key = job.key, passage.step.t
+            kv = self._at_timesteps.get(key)
+            if kv is None:
+                kv = self.encode_subject(job, passage.step.t)
+                self._counters.add("unet_calls.encode", len(job.pictures))
+                self._at_timesteps.put(key, kv, num_bytes(kv))
+            slots.attend(slot, kv)
 
     @property
     def exceptional(self) -> TextCondition:
@@ -109,20 +132,29 @@ class Runner:
         call = lambda: encode_pictures(self._stack, to_pixels(picture)[None])  # noqa: E731
         return self._counted("encode", ("source", picture.size), call)
 
-    def _encode_subject(self, job: SubjectJob) -> SubjectKV:
+    def _encode_subject(self, job: SubjectJob, t: int) -> SubjectKV:
         assert self._networks.adapters is not None
-        features = [self._features(job, index) for index in range(len(job.pictures))]
+        features = [self._features(job, index, t) for index in range(len(job.pictures))]
         joined = combine_subjects(features, job.mix)
         if joined.mask is not None:
             units = {name: -(-tokens.shape[1] // _TOKEN_BUCKETS) for name, tokens in features[0].tokens.items()}
             joined = drop_masked(joined, units)
         return self._networks.adapters.subject_kv(joined)
 
-    def _features(self, job: SubjectJob, index: int) -> SubjectFeatures:
+    def _features(self, job: SubjectJob, index: int, t: int) -> SubjectFeatures:
         picture, known = job.pictures[index], job.known(index)
         if known is None:
             size_px = self._stack.image_size_px
-            return encode_subject(self._subject_encoder, picture, job.classes[index], size_px, self._sampler)
+            return encode_subject(
+                self._subject_encoder,
+                picture,
+                job.classes[index],
+                size_px,
+                self._sampler,
+                t=t,
+                seed=job.seed,
+                number=index,
+            )
         return keep_tokens(known.to(self._stack.device, self._stack.dtype), picture, self._sampler)
 
     # ---- denoising
@@ -135,6 +167,7 @@ class Runner:
         """One step of every passage, by slot."""
         slots = self._lane(lane, len(passages))
         filled = sum(passage is not None for passage in passages) / len(passages)
+        self._move(slots, passages)
         self._counted(lane.kind.name.lower(), (lane, len(passages)), lambda: slots.step(passages), filled)
 
     def compile_step(self, lane: Lane, num_slots: int) -> None:
@@ -184,26 +217,30 @@ class Runner:
     def release(self) -> None:
         """Gives all slots back. Every job has to enter again."""
         self._lanes.clear()
+        self._at_timesteps.clear()
 
     # ---- decoding
 
     @torch.no_grad()
-    def decode(self, latents: Sequence[Tensor | None], *, with_patches: bool) -> list[Decoded | None]:
-        """Pictures of latents (1, c, h, w) of one size, by slot; all slots are computed."""
+    def decode(
+        self, latents: Sequence[Tensor | None], *, with_patches: bool, with_latents: bool = False
+    ) -> list[Decoded | None]:
+        """Pictures of latents (1, c, h, w) of one size, by slot; all slots are computed. with_latents: and these
+        pictures encoded again.
+        """
         empty = torch.zeros_like(next(latent for latent in latents if latent is not None))
         batch = torch.cat([empty if latent is None else latent for latent in latents])
         filled = sum(latent is not None for latent in latents) / len(latents)
         shapes = (tuple(batch.shape), with_patches)
         pixels, patches = self._counted("decode", shapes, lambda: self._look(batch, with_patches), filled)
         finite = torch.isfinite(pixels).flatten(1).all(dim=1).tolist()
-        return [
-            None
-            if latent is None
-            else Decoded(
-                to_image(pixels[slot]) if finite[slot] else None, None if patches is None else patches[slot : slot + 1]
-            )
-            for slot, latent in enumerate(latents)
-        ]
+        made: list[Decoded | None] = []
+        for slot, latent in enumerate(latents):
+            image = to_image(pixels[slot]) if latent is not None and finite[slot] else None
+            own = None if patches is None else patches[slot : slot + 1]
+            again = self.encode_source(image) if image is not None and with_latents else None
+            made.append(None if latent is None else Decoded(image, own, again))
+        return made
 
     def _look(self, latents: Tensor, with_patches: bool) -> tuple[Tensor, Tensor | None]:
         """Pixels (S, 3, H, W) in [-1, 1] and patch tokens (S, N, D) of latents."""

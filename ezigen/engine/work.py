@@ -31,6 +31,8 @@ class Guide:
     positive: TextCondition
     negative: TextCondition
     subject: SubjectKV | None = None
+    moving: "SubjectJob | None" = None
+    """The subject, where its keys and values depend on the timestep; `subject` then has their shapes."""
 
 
 @dataclass(eq=False)
@@ -69,6 +71,8 @@ class SubjectJob:
     """By picture, where they are known already."""
     mix: tuple[float, ...] = ()
     """By picture its share of the one subject between them; empty: all of them side by side."""
+    seed: int = 0
+    """Of its noise; see SamplerConfig.subject_noise."""
     waiting: "list[ItemJob]" = field(default_factory=list)
     kv: SubjectKV | None = None
     seconds: float = 0.0
@@ -138,6 +142,8 @@ class ItemJob:
     background: Background | None = None
     passage: Passage | None = None
     num_loops: int = 0
+    restart: Tensor | None = None
+    """The latents of its last picture, where loops start from pictures."""
     reference: Tensor | None = None
     """What the last image is compared by: patch tokens (1, N, D) or latents."""
     image: Image.Image | None = None

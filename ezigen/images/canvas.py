@@ -39,11 +39,13 @@ class Canvas:
         """Height and width of its latents."""
         return self.cells.shape[0], self.cells.shape[1]
 
-    def paste(self, edited: Image.Image) -> Image.Image:
+    def paste(self, edited: Image.Image, *, keeps_background: bool = True) -> Image.Image:
         """The result in the source's size, of an edited picture in the canvas's. Where nothing of the edit shows, its
-        pixels are the source's, bit for bit.
+        pixels are the source's, bit for bit, unless the background is not to be kept.
         """
         large = edited.resize(self.source.size, Image.Resampling.LANCZOS)
+        if not keeps_background:
+            return large
         return Image.composite(large, self.source, self.opacity)
 
     def source_hash(self) -> str:

@@ -73,6 +73,13 @@ def fit_square(picture: Picture, size_px: int) -> Picture:
     return Picture(_fit(picture.rgb, size_px, (255, 255, 255)), mask)
 
 
+def squash_square(picture: Picture, size_px: int) -> Picture:
+    """The whole picture resized to a square, whatever that does to its proportions."""
+    sides = (size_px, size_px)
+    mask = None if picture.mask is None else picture.mask.resize(sides, Image.Resampling.LANCZOS)
+    return Picture(picture.rgb.resize(sides, Image.Resampling.LANCZOS), mask)
+
+
 def _fit(image: Image.Image, size_px: int, fill: int | tuple[int, int, int]) -> Image.Image:
     width, height = image.size
     if width != height:

@@ -1,10 +1,34 @@
 """When appearance transfer has converged (paper 3.3)."""
 
+from dataclasses import dataclass
+from typing import Protocol
+
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ezigen.config import LoopConfig
+from ezigen.models.pixels import to_image
+from ezigen.models.text_image_encoder import TextImageEncoder
 from ezigen.sampling.request import StopReason
+
+
+class StopEncoder(Protocol):
+    """What the stop test sees of an image."""
+
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """Tokens (B, N, D) of images (B, 3, H, W) in [-1, 1]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalEncoder:
+    """CLIP's one vector per image as a single token: `patch_similarity` is then their cosine (the released code)."""
+
+    clip: TextImageEncoder
+
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """Unit vectors (B, 1, D) of the 8-bit pictures of images (B, 3, H, W) in [-1, 1]."""
+        return self.clip.images([to_image(image) for image in images])[:, None]
 
 
 def patch_similarity(patches: Tensor, others: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from ezigen.diffusion import CLEAN, NoiseSource, ddim_step, ddpm_step, dpmpp_2m_
 from ezigen.models.stack import Stack
 from ezigen.models.text import TextCondition
 from ezigen.models.unet import call_unet
+
+SubjectAt: TypeAlias = Callable[[int], SubjectKV]
+"""What the adapters attend to at a timestep, where that is not always the same."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Denoiser:
         latents: Tensor,
         conditions: Conditions,
         steps: Sequence[Step],
-        subject: SubjectKV | None,
+        subject: SubjectKV | SubjectAt | None,
         loop: int = 0,
         *,
         blend: Callable[[Tensor, int], Tensor] | None = None,
@@ -87,7 +91,8 @@ class Denoiser:
             t = torch.full((len(latents),), step.t, device=latents.device)
             text = both if self._sampler.is_guided(step.t, edits=blend is not None) else conditions.positive
             scale = self._sampler.guidance_of(edits=blend is not None)
-            output = self._predict(latents, t, text, subject, scale)
+            attended = subject(step.t) if callable(subject) else subject
+            output = self._predict(latents, t, text, attended, scale)
             x0 = self._stack.schedule.to_x0(output, latents, t)
             if self._solver == "dpmpp_2m":
                 next_t, last = torch.full_like(t, step.next_t), torch.full_like(t, last_t)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ezigen.config import ErrorCode, ItemError, SamplerConfig
+from ezigen.config import EditConfig, ErrorCode, ItemError, SamplerConfig
 from ezigen.diffusion import CLEAN
 from ezigen.images.canvas import Canvas, canvas_size, make_canvas
 from ezigen.models.stack import Stack
@@ -18,7 +18,8 @@ from ezigen.sampling.request import Edit, Request
 @dataclass(frozen=True, eq=False)
 class Background:
     """What does not change: cells (1, 1, h, w) are True where the picture does, trajectory holds the source's latents
-    (1, c, h, w) by timestep, from its inversion, with CLEAN the source itself.
+    (1, c, h, w) by timestep, from its inversion, with CLEAN the source itself. At a timestep that is not in it, nothing
+    is blended.
     """
 
     cells: Tensor
@@ -26,7 +27,8 @@ class Background:
 
     def blend(self, latents: Tensor, t: int) -> Tensor:
         """M x_t + (1 - M) x_t_source (Eq. 5), at the timestep that the latents (1, c, h, w) have just reached."""
-        return torch.where(self.cells, latents, self.trajectory[t])
+        source = self.trajectory.get(t)
+        return latents if source is None else torch.where(self.cells, latents, source)
 
 
 def plan_inversion(steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -41,6 +43,20 @@ def plan_inversion(steps: Sequence[Step]) -> tuple[Step, ...]:
 def begin_trajectory(source: Tensor, steps: Sequence[Step]) -> dict[int, Tensor]:
     """The trajectory before its first step: the latents of the source."""
     return {CLEAN: source, steps[-1].t: source}
+
+
+def make_background(
+    canvas: Canvas, trajectory: Mapping[int, Tensor], steps: Sequence[Step], edit: EditConfig
+) -> Background:
+    """The background of an edit along these steps, from its source's trajectory; see `EditConfig` for the lag."""
+    cells = torch.from_numpy(canvas.cells)[None, None].to(trajectory[CLEAN].device)
+    if edit.background_lag:
+        levels = [step.t for step in steps]
+        lagging = {t: trajectory[levels[max(0, place - edit.background_lag)]] for place, t in enumerate(levels)}
+        trajectory = {**lagging, CLEAN: trajectory[CLEAN]}
+    if not edit.keeps_background:
+        trajectory = {t: latents for t, latents in trajectory.items() if t != CLEAN}
+    return Background(cells, trajectory)
 
 
 def prepare_edit(request: Request, stack: Stack, sampler: SamplerConfig) -> Canvas | None:
@@ -74,8 +90,3 @@ def latent_size_of(edit: Edit | None, stack: Stack) -> tuple[int, int] | None:
     unit = stack.px_per_latent
     width, height = canvas_size(edit.source.rgb.size, stack.image_size_px, unit)
     return height // unit, width // unit
-
-
-def background_cells(canvas: Canvas, device: torch.device) -> Tensor:
-    """The canvas's cells as `Background` wants them."""
-    return torch.from_numpy(canvas.cells)[None, None].to(device)

@@ -11,25 +11,24 @@ from torch import Tensor
 
 from ezigen.adapters.attach import AdapterSet, SubjectKV
 from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig
-from ezigen.diffusion import NoiseSource
+from ezigen.diffusion import CLEAN, NoiseSource
 from ezigen.images.canvas import Canvas
 from ezigen.models.exceptional import encode_exceptional
-from ezigen.models.image_encoder import ImageEncoder
 from ezigen.models.pixels import to_image, to_pixels
 from ezigen.models.stack import Stack, decode_latents, encode_pictures, encode_prompts
 from ezigen.models.text import TextCondition
-from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
-from ezigen.sampling.denoiser import Conditions, Denoised, Denoiser, Step, plan_steps
+from ezigen.sampling.autostop import StopEncoder, latent_similarity, patch_similarity, stop_reason
+from ezigen.sampling.denoiser import Conditions, Denoised, Denoiser, Step, SubjectAt, plan_steps
 from ezigen.sampling.editing import (
     Background,
-    background_cells,
     begin_trajectory,
     latent_size_of,
+    make_background,
     plan_inversion,
     prepare_edit,
 )
 from ezigen.sampling.request import OnStep, Phase, Request, Sample, StepReport, StopReason
-from ezigen.sampling.subjects import check_subjects, combine_subjects, encode_subject
+from ezigen.sampling.subjects import combine_subjects, encode_subject, fill_slots
 from ezigen.subject import SubjectEncoder
 
 MAX_TEXTS = 256
@@ -72,7 +71,7 @@ class Generator:
         self,
         stack: Stack,
         adapters: AdapterSet | None,
-        stop_encoder: ImageEncoder | None,
+        stop_encoder: StopEncoder | None,
         sampler: SamplerConfig,
         *,
         num_slots: int | None = None,
@@ -82,8 +81,8 @@ class Generator:
             raise ConfigurationError(f"mode {sampler.mode} needs an adapter; pass one, or use mode text_only")
         if stop_encoder is None and sampler.stops_by_image:
             raise ConfigurationError(
-                "loops.stop similarity needs an image encoder (DINOv2); pass one, or use fixed loops or loops.measure "
-                "latent"
+                "loops.stop similarity needs an image encoder (DINOv2 or CLIP); pass one, or use fixed loops or "
+                "loops.measure latent"
             )
         self.stack = stack
         self.sampler = sampler
@@ -104,6 +103,8 @@ class Generator:
         without a subject picture in a mode that needs one, for an edit that cannot be made (see `prepare_edit`), and
         for an image that is not finite.
         """
+        if self.sampler.mode != "text_only":
+            requests = [fill_slots(request, self.sampler, self.stack.image_size_px) for request in requests]
         samples: dict[int, Sample] = {}
         for rows in self._groups(requests):
             made = self._generate_together([requests[row] for row in rows], on_step)
@@ -138,7 +139,7 @@ class Generator:
             self._transfer(batch, self._steps[split:], 0, on_step)
         if self.sampler.mode == "iterative":
             self._iterate(batch, self._steps[split:], on_step)
-        return [_finish(work) for work in batch]
+        return [_finish(work, self.sampler) for work in batch]
 
     def _begin(self, request: Request) -> _Work:
         """Texts, first noise and the subject's keys and values of one request."""
@@ -155,7 +156,7 @@ class Generator:
             negative=self._text(request.negative_prompt or self.sampler.negative_prompt or None),
             latents=latents.to(self.stack.device),
         )
-        if self.sampler.mode != "text_only":
+        if self.sampler.mode != "text_only" and not self.sampler.is_adaptive:
             work.subject = self._encode_subject(request)
             work.num_unet_calls += len(request.subjects)
         work.seconds += time.perf_counter() - started
@@ -168,16 +169,23 @@ class Generator:
             self._texts[prompt] = encode_prompts(self.stack, [prompt])
         return self._texts[prompt]
 
-    def _encode_subject(self, request: Request) -> SubjectKV:
-        """Features of all its pictures, joined along the tokens, as keys and values (once for the whole image)."""
-        if not request.subjects:
-            message = f"{request.key}: mode {self.sampler.mode} needs at least one subject picture"
-            raise ItemError(ErrorCode.ROW_INVALID, message)
-        check_subjects(request)
+    def _encode_subject(self, request: Request, t: int = CLEAN) -> SubjectKV:
+        """Features of all its pictures, joined along the tokens, as keys and values: once for the whole image, or for
+        its steps at timestep t where t_sub is adaptive.
+        """
         assert self._adapters is not None
         features = [
-            encode_subject(self._subject_encoder, picture, name, self.stack.image_size_px, self.sampler)
-            for picture, name in zip(request.subjects, request.classes, strict=True)
+            encode_subject(
+                self._subject_encoder,
+                picture,
+                name,
+                self.stack.image_size_px,
+                self.sampler,
+                t=t,
+                seed=request.seed,
+                number=number,
+            )
+            for number, (picture, name) in enumerate(zip(request.subjects, request.classes, strict=True))
         ]
         return self._adapters.subject_kv(combine_subjects(features, request.mix))
 
@@ -222,7 +230,7 @@ class Generator:
         for work in batch:
             assert work.canvas is not None
             trajectory = found[work.canvas.source_hash()]
-            work.background = Background(background_cells(work.canvas, self.stack.device), trajectory)
+            work.background = make_background(work.canvas, trajectory, steps, self.sampler.edit)
             work.latents = trajectory[steps[0].t]
             work.num_unet_calls += len(inversion)
 
@@ -230,6 +238,9 @@ class Generator:
         """Stage 2: the remaining steps with the subject; afterwards the latents are x_0 and the image is decoded."""
         self._denoise(batch, steps, loop, on_step, with_subject=True)
         self._count_calls(batch, steps)
+        if self.sampler.is_adaptive:
+            for work in batch:
+                work.num_unet_calls += len(steps) * len(work.request.subjects)
         for work in batch:
             pixels, work.image = self._decode(work, work.latents)
             work.loops.append(work.image)
@@ -239,12 +250,15 @@ class Generator:
     def _iterate(self, batch: Sequence[_Work], steps: Sequence[Step], on_step: OnStep | None) -> None:
         """Stages 3 and 4: noise x_0 to the split again and transfer again, until each image has settled."""
         first_t = steps[0].t
+        noise_t = self.sampler.loops.renoise_from(first_t)
         active = [work for work in batch if not self._is_final(work)]
         while active:
             loop = active[0].num_loops + 1
             for work in active:
                 noise = self._noise.batch([work.request.seed], "renoise", loop, 0, work.latents.shape[1:])
-                t = torch.full((1,), first_t, device=work.latents.device)
+                t = torch.full((1,), noise_t, device=work.latents.device)
+                if self.sampler.loops.through_pixels and work.image is not None:
+                    work.latents = encode_pictures(self.stack, to_pixels(work.image)[None])
                 work.latents = self.stack.schedule.add_noise(work.latents, noise.to(work.latents.device), t)
                 if work.background is not None:
                     work.latents = work.background.blend(work.latents, first_t)
@@ -281,11 +295,10 @@ class Generator:
             rows = self._slot_rows(len(batch))
             conditions = Conditions(
                 positive=TextCondition.cat([work.positive for work in batch]),
-                negative=TextCondition.cat([work.negative for work in batch]),
+                negative=TextCondition.cat([self._negative(work, loop) for work in batch]),
                 seeds=tuple(work.request.seed for work in batch),
             ).select(rows)
-            subjects = [work.subject for work in (batch[row] for row in rows) if work.subject is not None]
-            subject = SubjectKV.stack(subjects) if with_subject else None
+            subject = self._subjects_of(batch, rows) if with_subject else None
             latents = torch.cat([work.latents for work in batch])[rows]
             last: Denoised | None = None
             blend = _blend_of([batch[row] for row in rows])
@@ -296,6 +309,21 @@ class Generator:
             for index, work in enumerate(batch):
                 work.latents = last.latents[index : index + 1]
             return last.x0[: len(batch)]
+
+    def _negative(self, work: _Work, loop: int) -> TextCondition:
+        return work.negative if loop == 0 or self.sampler.loops.keeps_negative_prompt else self._text(None)
+
+    def _subjects_of(self, batch: Sequence[_Work], rows: Sequence[int]) -> SubjectKV | SubjectAt:
+        """What these rows of the batch attend to: always the same, or encoded at the timestep of each step."""
+        if not self.sampler.is_adaptive:
+            subjects = [work.subject for work in batch]
+            return SubjectKV.stack([kv for kv in (subjects[row] for row in rows) if kv is not None])
+
+        def encode(t: int) -> SubjectKV:
+            subjects = [self._encode_subject(work.request, t) for work in batch]
+            return SubjectKV.stack([subjects[row] for row in rows])
+
+        return encode
 
     def _slot_rows(self, num_works: int) -> list[int]:
         """Who is in which row of a UNet call; see num_slots."""
@@ -354,11 +382,14 @@ def _report(
     )
 
 
-def _finish(work: _Work) -> Sample:
+def _finish(work: _Work, sampler: SamplerConfig) -> Sample:
     assert work.image is not None
+    image = work.image
+    if work.canvas is not None:
+        image = work.canvas.paste(image, keeps_background=sampler.edit.keeps_background)
     return Sample(
         key=work.request.key,
-        image=work.image if work.canvas is None else work.canvas.paste(work.image),
+        image=image,
         sketch=work.sketch if work.request.preview else None,
         loops=tuple(work.loops) if work.request.preview else (),
         num_loops=work.num_loops,

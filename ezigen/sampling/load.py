@@ -6,11 +6,14 @@ from ezigen.adapters import attach_adapters, import_checkpoint, load_adapter, re
 from ezigen.adapters.attach import AdapterSet
 from ezigen.adapters.card import WEIGHTS_FILE
 from ezigen.config import ConfigurationError, ModelConfig, SamplerConfig
-from ezigen.models.image_encoder import ImageEncoder, load_image_encoder
+from ezigen.models.image_encoder import load_image_encoder
 from ezigen.models.stack import Stack, load_stack
+from ezigen.models.text_image_encoder import load_text_image_encoder
+from ezigen.sampling.autostop import GlobalEncoder, StopEncoder
 from ezigen.sampling.generator import Generator
 
 DEFAULT_IMAGE_ENCODER = "facebook/dinov2-base"
+DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 
 
 def load_generator(model: ModelConfig, sampler: SamplerConfig, *, num_slots: int | None = None) -> Generator:
@@ -22,11 +25,11 @@ def load_generator(model: ModelConfig, sampler: SamplerConfig, *, num_slots: int
     return Generator(stack, adapters, stop_encoder, sampler, num_slots=num_slots)
 
 
-def load_networks(model: ModelConfig, sampler: SamplerConfig) -> tuple[Stack, AdapterSet | None, ImageEncoder | None]:
+def load_networks(model: ModelConfig, sampler: SamplerConfig) -> tuple[Stack, AdapterSet | None, StopEncoder | None]:
     """The stack, and the attached adapters and the image encoder if this sampler needs them. Raises as above."""
     stack = load_stack(model.model, device=model.device, dtype=model.dtype)
     adapters = _load_adapters(model, stack) if sampler.mode != "text_only" else None
-    stop_encoder = load_stop_encoder(model, stack.device.type) if sampler.stops_by_image else None
+    stop_encoder = load_stop_encoder(model, sampler, stack.device.type) if sampler.stops_by_image else None
     return stack, adapters, stop_encoder
 
 
@@ -45,14 +48,22 @@ def attach_to_stack(stack: Stack, folder: Path) -> AdapterSet:
         adapters = attach_adapters(stack.unet, extra_residual=True)
         import_checkpoint(folder, adapters)
         return adapters
-    adapters = attach_adapters(stack.unet, extra_residual=read_card(folder).extra_residual)
+    card = read_card(folder)
+    try:
+        adapters = attach_adapters(stack.unet, extra_residual=card.extra_residual, blocks=card.blocks)
+    except ValueError as error:
+        raise ConfigurationError(f"adapter {folder}: {error}; it was trained on another model") from error
     load_adapter(adapters, folder, base_fingerprint=stack.fingerprint)
     return adapters
 
 
-def load_stop_encoder(model: ModelConfig, device: str) -> ImageEncoder:
-    """The DINOv2 that decides when loops stop: by default the shipped one for mini, facebook/dinov2-base for others."""
+def load_stop_encoder(model: ModelConfig, sampler: SamplerConfig, device: str) -> StopEncoder:
+    """What decides when this sampler's loops stop: mini's own networks for mini, published ones for others."""
+    by_clip = sampler.loops.measure == "clip"
     location = model.image_encoder
     if location == "auto":
-        location = "mini" if model.model == "mini" else DEFAULT_IMAGE_ENCODER
+        default = DEFAULT_CLIP if by_clip else DEFAULT_IMAGE_ENCODER
+        location = "mini" if model.model == "mini" else default
+    if by_clip:
+        return GlobalEncoder(load_text_image_encoder(location, device))
     return load_image_encoder(location, device)

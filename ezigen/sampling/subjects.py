@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ezigen.config import ErrorCode, ItemError, SamplerConfig
+from ezigen.diffusion import CLEAN
 from ezigen.images import Picture, fit_square
+from ezigen.images.picture import squash_square
 from ezigen.models.pixels import to_pixels
 from ezigen.sampling.request import Request
 from ezigen.subject import SubjectEncoder, SubjectFeatures
@@ -26,18 +30,77 @@ def check_subjects(request: Request) -> None:
         raise ItemError(ErrorCode.ROW_INVALID, message)
 
 
+def fill_slots(request: Request, sampler: SamplerConfig, size_px: int) -> Request:
+    """The request with blank pictures, of no class, in the slots that it leaves empty; see SamplerConfig.subject_slots.
+
+    Raises ItemError as `check_subjects`, and for a request without a picture.
+    """
+    if not request.subjects:
+        message = f"{request.key}: mode {sampler.mode} needs at least one subject picture"
+        raise ItemError(ErrorCode.ROW_INVALID, message)
+    check_subjects(request)
+    num_missing = sampler.subject_slots - len(request.subjects)
+    if request.mix or num_missing <= 0:
+        return request
+    blank = Picture(Image.new("RGB", (size_px, size_px), "white"))
+    return replace(
+        request,
+        subjects=(*request.subjects, *(blank,) * num_missing),
+        subject_classes=(*request.classes, *("",) * num_missing),
+    )
+
+
+def check_features(request: Request, sampler: SamplerConfig) -> None:
+    """Raises ItemError where a request brings features that this sampler would not have made of its pictures."""
+    reasons = [
+        name
+        for name, differs in (
+            ("t_sub adaptive", sampler.is_adaptive),
+            ("subject_noise item", sampler.subject_noise == "item"),
+            ("subject_fit squash", sampler.subject_fit == "squash"),
+        )
+        if differs
+    ]
+    if reasons and any(features is not None for features in request.features):
+        message = f"{request.key}: features cannot be known before with {', '.join(reasons)}; leave features empty"
+        raise ItemError(ErrorCode.ROW_INVALID, message)
+
+
+def fit_subject(picture: Picture, size_px: int, sampler: SamplerConfig) -> Picture:
+    """A subject's picture as a square; see SamplerConfig.subject_fit. A square of that size comes back as it is."""
+    return fit_square(picture, size_px) if sampler.subject_fit == "pad" else squash_square(picture, size_px)
+
+
 def combine_subjects(features: Sequence[SubjectFeatures], mix: Sequence[float]) -> SubjectFeatures:
     """The features (batch 1) of a request's pictures as one: joined along the tokens (paper 3.1), or mixed."""
     return SubjectFeatures.mix(features, mix) if mix else SubjectFeatures.concatenate(features)
 
 
 def encode_subject(
-    encoder: SubjectEncoder, picture: Picture, subject_class: str, size_px: int, sampler: SamplerConfig
+    encoder: SubjectEncoder,
+    picture: Picture,
+    subject_class: str,
+    size_px: int,
+    sampler: SamplerConfig,
+    *,
+    t: int = CLEAN,
+    seed: int = 0,
+    number: int = 0,
 ) -> SubjectFeatures:
-    """Features (batch 1) of one picture, padded to a square and encoded at t_sub; see SamplerConfig.subject_tokens."""
-    square = fit_square(picture, size_px)
+    """Features (batch 1) of one picture, as a square of size_px; see SamplerConfig.subject_tokens.
+
+    t: the timestep of the image, which counts where t_sub is adaptive; the noise is the same at all of them. seed: the
+    item's, and number: that of the picture among its pictures, which count where subject_noise is item.
+    """
+    square = fit_subject(picture, size_px, sampler)
+    seeds, number = ([seed], number) if sampler.subject_noise == "item" else (None, 0)
     features = encoder.encode(
-        to_pixels(square.rgb)[None], [subject_class], t_sub=sampler.t_sub, template=sampler.subject_prompt
+        to_pixels(square.rgb)[None],
+        [subject_class],
+        t_sub=t if sampler.t_sub == "adaptive" else sampler.t_sub,
+        seeds=seeds,
+        number=number,
+        template=sampler.subject_prompt,
     )
     return keep_tokens(features, square, sampler)
 

@@ -31,16 +31,17 @@ class SubjectEncoder:
         *,
         t_sub: int = 1,
         seeds: Sequence[int] | None = None,
+        number: int = 0,
         template: str = SUBJECT_PROMPT,
     ) -> SubjectFeatures:
         """Features of pixels (B, 3, H, W) in [-1, 1], one subject class each.
 
         The latent is noised to timestep t_sub with the noise of each sample's seed (0 where none are given: features
-        then depend on the subject alone). Adapters, if attached, must be idle.
+        then depend on the subject alone); each number of a seed is another noise. Adapters, if attached, must be idle.
         """
         stack = self._stack
         latents = encode_pictures(stack, pictures)
-        noise = self._noise.batch(seeds or [0] * len(pictures), "subject", 0, 0, latents.shape[1:])
+        noise = self._noise.batch(seeds or [0] * len(pictures), "subject", 0, number, latents.shape[1:])
         t = torch.full((len(pictures),), t_sub, device=stack.device)
         noisy = stack.schedule.add_noise(latents, noise.to(stack.device), t)
         text = encode_prompts(stack, [template.replace("{subject_class}", name) for name in subject_classes])

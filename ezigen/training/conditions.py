@@ -32,20 +32,31 @@ class Conditioner:
 
     t_sub and template are those of the feature store: recomputed features then equal stored ones. padded_slots: as
     many slots per sample always exist, missing ones filled with a blank picture (the released code); 0: missing slots
-    are not attended to. Adapters on the stack's UNet must be idle.
+    are not attended to. adaptive: every sample's subjects are encoded at its own timestep instead (paper, Table 4).
+    Adapters on the stack's UNet must be idle.
     """
 
-    def __init__(self, stack: Stack, *, t_sub: int, template: str = SUBJECT_PROMPT, padded_slots: int = 0) -> None:
+    def __init__(
+        self, stack: Stack, *, t_sub: int, template: str = SUBJECT_PROMPT, padded_slots: int = 0, adaptive: bool = False
+    ) -> None:
         self._stack = stack
         self._t_sub, self._template, self._padded_slots = t_sub, template, padded_slots
+        self._adaptive = adaptive
         self._widths = {name: block.norm1.weight.shape[0] for name, block in transformer_blocks(stack.unet).items()}
         self._prompts: dict[str | None, TextCondition] = {}
         self._blank: SubjectFeatures | None = None
 
     @torch.no_grad()
     def conditions(self, batch: TrainBatch, draws: Draws) -> Conditions:
-        """Captions and subjects, without what the draws drop."""
-        return Conditions(self._text(batch, draws.keeps_text), self._subject(batch, draws.keeps_subject))
+        """Captions and subjects, without what the draws drop.
+
+        Raises ConfigurationError for stored features where each sample needs those of its own timestep.
+        """
+        if self._adaptive and batch.features is not None:
+            raise ConfigurationError(
+                f"subject_timestep adaptive: the batch has features of t_sub {self._t_sub}; use a store of latents"
+            )
+        return Conditions(self._text(batch, draws.keeps_text), self._subject(batch, draws))
 
     def _text(self, batch: TrainBatch, keeps: Tensor) -> TextCondition:
         text = encode_tokens(self._stack, batch.token_ids) if batch.text is None else batch.text
@@ -54,11 +65,12 @@ class Conditioner:
             return text
         return text.where(keeps.to(self._stack.device), self._prompt(None))
 
-    def _subject(self, batch: TrainBatch, keeps: Tensor) -> SubjectFeatures:
+    def _subject(self, batch: TrainBatch, draws: Draws) -> SubjectFeatures:
         """The slots' tokens; a sample that is not kept has none, which is not the same as tokens of zeros."""
+        keeps = draws.keeps_subject
         if not keeps.any():
             return self._nothing(len(batch))
-        features = batch.features if batch.features is not None else self._recompute(batch, keeps)
+        features = batch.features if batch.features is not None else self._recompute(batch, draws)
         if self._padded_slots:
             features = self._fill_slots(features, batch.slots)
         return features if keeps.all() else features.keep(keeps)
@@ -67,23 +79,27 @@ class Conditioner:
         like = torch.empty(0, device=self._stack.device, dtype=self._stack.dtype)
         return SubjectFeatures({name: like.new_empty(num_samples, 0, n) for name, n in self._widths.items()})
 
-    def _recompute(self, batch: TrainBatch, keeps: Tensor) -> SubjectFeatures:
+    def _recompute(self, batch: TrainBatch, draws: Draws) -> SubjectFeatures:
         """Features of the subjects that exist and are kept; the other slots are masked."""
         if batch.subject_latents is None:
             raise ValueError("a batch has either features or subject_latents")
         slots = batch.slots.cpu()
-        wanted = (slots & keeps.cpu()[:, None]).flatten()
+        wanted = (slots & draws.keeps_subject.cpu()[:, None]).flatten()
         classes = list(compress(_class_per_slot(batch, slots), wanted.tolist()))
         # By number, not by mask: how many are True is known here, while a GPU would have to be asked.
         numbers = wanted.nonzero().flatten()
-        found = self._encode(batch.subject_latents.flatten(0, 1)[numbers.to(batch.subject_latents.device)], classes)
+        latents = batch.subject_latents.flatten(0, 1)[numbers.to(batch.subject_latents.device)]
+        t = torch.full((len(latents),), self._t_sub)
+        if self._adaptive:
+            t = draws.timesteps.cpu().repeat_interleave(slots.shape[1])[numbers]
+        found = self._encode(latents, classes, t)
         return found if wanted.all() and slots.shape[1] == 1 else _spread(found, numbers, slots.shape)
 
-    def _encode(self, latents: Tensor, classes: Sequence[str]) -> SubjectFeatures:
-        """As SubjectEncoder, from latents (M, c, h, w) instead of pictures."""
+    def _encode(self, latents: Tensor, classes: Sequence[str], t: Tensor) -> SubjectFeatures:
+        """As SubjectEncoder at timesteps (M,), from latents (M, c, h, w) instead of pictures."""
         stack = self._stack
         noise = NoiseSource().noise(0, "subject", 0, 0, latents.shape[1:]).to(stack.device).expand_as(latents)
-        t = torch.full((len(latents),), self._t_sub, device=stack.device)
+        t = t.to(stack.device)
         noisy = stack.schedule.add_noise(latents.float(), noise, t)
         prompts = [self._template.replace("{subject_class}", name) for name in classes]
         text = TextCondition.cat([self._prompt(prompt) for prompt in prompts])

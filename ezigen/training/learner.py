@@ -64,7 +64,7 @@ class Learner:
         self.stack = cast_stack(stack, self.precision)
         self._config = config
         self._identity = {
-            "training": config.model_dump(mode="json"),
+            "training": config.identity(),
             "model": stack.fingerprint,
             "num_steps": num_steps,
             "t_sub": t_sub,
@@ -72,7 +72,13 @@ class Learner:
             "precision": self.precision,
         }
         padded_slots = 0 if config.mask_padding else config.max_subjects
-        self._conditioner = Conditioner(self.stack, t_sub=t_sub, template=template, padded_slots=padded_slots)
+        self._conditioner = Conditioner(
+            self.stack,
+            t_sub=t_sub,
+            template=template,
+            padded_slots=padded_slots,
+            adaptive=config.subject_timestep == "adaptive",
+        )
         self._world_size = distributed.get_world_size() if _is_distributed() else 1
         self._objective = self._wrap(_Objective(self))
         # Named after the processes agree: DistributedDataParallel has copied the first one's weights to all.
@@ -297,7 +303,12 @@ def _attach(stack: Stack, config: TrainingConfig, initial: Path | None) -> Adapt
             raise ConfigurationError(
                 f"initial adapter {initial}: trained with extra_residual {given}; set training.extra_residual to it"
             )
-    adapters = attach_adapters(stack.unet, extra_residual=config.extra_residual).float()
+    try:
+        adapters = attach_adapters(
+            stack.unet, extra_residual=config.extra_residual, blocks=config.adapter_blocks
+        ).float()
+    except ValueError as error:
+        raise ConfigurationError(f"training.adapter_blocks: {error}") from error
     try:
         if initial is not None and is_ours:
             load_adapter(adapters, initial, base_fingerprint=stack.fingerprint)

@@ -3,11 +3,13 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ezigen.adapters import AdapterCard, read_card
 from ezigen.adapters.card import CARD_FILE, WEIGHTS_FILE
+from ezigen.config import ConfigurationError
 from tasks.adapters.files import TEMPORARY_PREFIX, file_sha256
 from tasks.adapters.location import local_adapter
 from tasks.adapters.registry import PublishedAdapter, Registry
@@ -45,8 +47,8 @@ def _take_folder(folder: Path, model: str, stage: Path) -> AdapterCard:
     from ezigen.adapters import load_adapter
     from ezigen.models import model_fingerprint
 
-    fingerprint, extra_residual = model_fingerprint(model), read_card(folder).extra_residual
-    adapters = _attach_to_shapes(model, extra_residual=extra_residual)
+    fingerprint, card = model_fingerprint(model), read_card(folder)
+    adapters = _attach_to_shapes(model, extra_residual=card.extra_residual, blocks=card.blocks)
     card = load_adapter(adapters, folder, base_fingerprint=fingerprint)
     for path in folder.iterdir():
         if path.name == WEIGHTS_FILE or path.suffix.lower() in PICTURES:
@@ -67,7 +69,7 @@ def _take_checkpoint(folder: Path, model: str, stage: Path) -> AdapterCard:
     return save_adapter(adapters, stage, AdapterCard(base_model=model, base_fingerprint=fingerprint, training=facts))
 
 
-def _attach_to_shapes(model: str, *, extra_residual: bool) -> "AdapterSet":
+def _attach_to_shapes(model: str, *, extra_residual: bool, blocks: Sequence[str] = ()) -> "AdapterSet":
     """Adapters of the model's shapes with nothing in them yet. Only the UNet's configuration is read."""
     import torch
     from diffusers import UNet2DConditionModel
@@ -80,4 +82,7 @@ def _attach_to_shapes(model: str, *, extra_residual: bool) -> "AdapterSet":
     config = json.loads((folder / "unet" / "config.json").read_bytes())
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(config)
-    return attach_adapters(unet, extra_residual=extra_residual).to_empty(device="cpu")
+    try:
+        return attach_adapters(unet, extra_residual=extra_residual, blocks=blocks).to_empty(device="cpu")
+    except ValueError as error:
+        raise ConfigurationError(f"model {model}: the adapter does not fit it: {error}") from error

@@ -35,7 +35,11 @@ def expected_unet_calls(sampler: SamplerConfig, *, edits: bool = False) -> float
     if sampler.mode == "text_only":
         return float(sum(calls))
     loops = _expected_loops(sampler) if sampler.mode == "iterative" else 0.0
-    return 1 + sum(calls) + loops * sum(calls[sampler.num_sketch_steps :])
+    transfer = calls if sampler.mode == "full_injection" else calls[sampler.num_sketch_steps :]
+    encodings = max(1, sampler.subject_slots)
+    if sampler.is_adaptive:
+        encodings *= round((1 + loops) * len(transfer))
+    return encodings + sum(calls) + loops * sum(transfer)
 
 
 def estimate(

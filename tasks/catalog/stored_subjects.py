@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ezigen.config import ConfigurationError
+
 if TYPE_CHECKING:
     from ezigen.config import SamplerConfig
     from ezigen.engine.cache import Cache
@@ -29,9 +31,12 @@ class SubjectSource:
     def of(
         cls, uri: str, locations: "Locations", sampler: "SamplerConfig", *, model: str, model_fingerprint: str
     ) -> "SubjectSource":
-        """The store for runs of this model and sampler."""
+        """The store for runs of this model and sampler. Raises ConfigurationError for a sampler whose subjects no
+        store can hold.
+        """
         from tasks.features import ModelShape
 
+        _check_storable(sampler)
         expect = {
             "model_fingerprint": model_fingerprint,
             "size_px": ModelShape.of(model).size_px,
@@ -49,6 +54,20 @@ class SubjectSource:
 
         store = FeatureStore.open(self.uri, self.locations, expect=self.expect)
         return StoredSubjects(store, Cache(_CACHED_BYTES))
+
+
+def _check_storable(sampler: "SamplerConfig") -> None:
+    """Stored features were made once, of padded pictures with one noise."""
+    for name, only in (
+        ("t_sub", not sampler.is_adaptive),
+        ("subject_noise", sampler.subject_noise == "fixed"),
+        ("subject_fit", sampler.subject_fit == "pad"),
+    ):
+        if not only:
+            raise ConfigurationError(
+                f"sampler.{name} {getattr(sampler, name)}: a feature store holds no such features; leave "
+                "inputs.features_uri empty"
+            )
 
 
 @dataclass(eq=False)

@@ -272,6 +272,11 @@ def _uses_stored_features(store: FeatureStore, config: TrainingConfig) -> bool:
             f"training.features is recompute, but the feature store {where} has policy {policy}: it holds no subject "
             "latents. Set training.features to stored or auto, or write a store with policy latents."
         )
+    if config.subject_timestep == "adaptive" and policy != "latents":
+        raise ConfigurationError(
+            f"training.subject_timestep is adaptive, but the feature store {where} holds tokens of t_sub "
+            f"{store.identity.t_sub}. Write a store with policy latents, or set training.subject_timestep to store."
+        )
     if not config.mask_padding and store.identity.tokens == "foreground":
         raise ConfigurationError(
             f"training.mask_padding is false, but the feature store {where} holds foreground tokens only, of which a "

@@ -140,7 +140,7 @@ def is_finished(output: OutputFolder) -> bool:
 
 
 def _digest(config: TrainingConfig, fingerprints: Mapping[str, str]) -> str:
-    content = {"version": FORMAT_VERSION, "config": config.model_dump(mode="json"), **fingerprints}
+    content = {"version": FORMAT_VERSION, "config": config.identity(), **fingerprints}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 

@@ -148,7 +148,9 @@ class Validator:
     def _measure_samples(self, wanted: Sequence[_Wanted]) -> Iterator[MeasuredSample]:
         if not wanted:
             return
-        sampler = self._monitoring.sampler(t_sub=self._training_set.identity.t_sub)
+        identity = self._training_set.identity
+        adaptive = self._config.subject_timestep == "adaptive"
+        sampler = self._monitoring.sampler(t_sub="adaptive" if adaptive else identity.t_sub)
         generator = Generator(self._learner.stack, self._learner.adapters, None, sampler)
         for start in range(0, len(wanted), SAMPLES_AT_ONCE):
             some = wanted[start : start + SAMPLES_AT_ONCE]
