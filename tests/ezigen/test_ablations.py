@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ezigen.config import (
+    ConfigurationError,
     EditConfig,
     ErrorCode,
     ItemError,
