@@ -28,7 +28,8 @@ def find_word(stack: Stack, prompt: str, word: str) -> list[int]:
 
     Raises ItemError(ROW_INVALID) when the prompt does not hold it, or only behind what the model reads.
     """
-    ids = tokenize_prompts(stack, [prompt]).input_ids[0].tolist()
+    # Of several text encoders what the first one reads: the others read the same words at the same places.
+    ids = tokenize_prompts(stack, [prompt]).input_ids.chunk(len(stack.text_networks), dim=1)[0][0].tolist()
     wanted = stack.tokenizer(word, add_special_tokens=False).input_ids
     starts = [start for start in range(len(ids)) if wanted and ids[start : start + len(wanted)] == wanted]
     if not starts:

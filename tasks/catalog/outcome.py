@@ -9,7 +9,7 @@ from ezigen.config import ErrorCode
 from tasks.catalog.results import ResultRow
 from tasks.storage import RunState
 
-_IN_NETWORKS = ("text", "encode", "invert", "sketch", "transfer", "decode", "compile", "score")
+_IN_NETWORKS = ("text", "draw", "encode", "invert", "sketch", "transfer", "decode", "compile", "score")
 _OUTSIDE = ("planning", "waiting")
 
 

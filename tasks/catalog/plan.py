@@ -181,7 +181,7 @@ def plan_catalog(  # noqa: PLR0913 - all but four have defaults
             counts.to_do,
             sampler,
             known.measured,
-            num_edits=counts.edits_to_do,
+            num_edits=counts.to_do if sketch_fingerprint else counts.edits_to_do,
             seconds_per_call=seconds_per_call,
             image_size_px=image_size_px,
         ),

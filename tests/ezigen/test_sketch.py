@@ -214,6 +214,14 @@ def test_attention_has_the_size_of_the_picture(tiny_stack, size):
     assert 0 < strength.min() <= strength.max() < 1
 
 
+def test_a_word_is_found_where_both_text_encoders_read_it(xl_stack):
+    """Of two encoders' tokens, one after the other, the positions are those of either."""
+    (position,) = find_word(xl_stack, "a photo of a cup on the beach", "cup")
+    assert position < encode_prompts(xl_stack, ["a cup"]).tokens.shape[1]
+    red = Image.new("RGB", (32, 32), "red")
+    assert word_attention(xl_stack, red, "a photo of a cup on the beach", "cup").shape == (32, 32)
+
+
 def test_a_word_is_found_wherever_it_stands(tiny_stack):
     assert find_word(tiny_stack, PROMPT, "cup") == [5]
     assert find_word(tiny_stack, "a photo of a Red Cup under a red cup.", "red cup") == [5, 6, 9, 10]
