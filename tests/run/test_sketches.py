@@ -10,7 +10,7 @@ from tasks.actors import CatalogWorker
 from tests.run.catalogs import assert_complete, resolved_rows, write_catalog
 from tests.run.driver import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_address")]
 
 
 def test_scenes_are_drawn_by_another_model_and_end_as_images(tmp_path, tiny_model):
