@@ -24,7 +24,7 @@ from ezigen.images import to_picture
 from ezigen.models.fingerprint import model_fingerprint
 from ezigen.models.location import check_stack_folder, resolve_folder
 from ezigen.models.pixels import to_image
-from ezigen.models.stack import Stack, decode_latents, no_progress_bars
+from ezigen.models.stack import Stack, decode_latents, no_progress_bars, px_per_latent
 from ezigen.personalizer import Box, Personalizer, PictureLike
 from ezigen.sampling import Edit, Generator, OnStep, Request, Sample, StepReport
 from ezigen.sampling.autostop import StopEncoder
@@ -75,8 +75,12 @@ class EZIGenPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[m
         scheduler: Any,
         text_encoder_2: Any = None,
         tokenizer_2: Any = None,
+        *,
+        force_zeros_for_empty_prompt: bool = True,
     ) -> None:
+        """force_zeros_for_empty_prompt: with Stable Diffusion XL embeddings of zeros stand for no text."""
         super().__init__()
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -114,6 +118,7 @@ class EZIGenPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[m
         made._model = ModelConfig(model=name, image_encoder=image_encoder)
         made._base_fingerprint = model_fingerprint(name)
         made.default_sampler = embedded() if name == "mini" else paper()
+        made._keep_vae_from_overflow()
         for network in made._networks:
             network.requires_grad_(False).eval()
         own = folder / "adapter"
@@ -132,8 +137,9 @@ class EZIGenPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[m
         self._place_adapters()
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As DiffusionPipeline.to; the adapters go with the UNet."""
+        """As DiffusionPipeline.to; the adapters go with the UNet, and a VAE that overflows in fp16 stays in fp32."""
         super().to(*args, **kwargs)
+        self._keep_vae_from_overflow()
         self._place_adapters()
         return self
 
@@ -210,15 +216,18 @@ class EZIGenPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[m
     def _networks(self) -> list[Any]:
         return [part for part in (self.unet, self.vae, self.text_encoder, self.text_encoder_2) if part is not None]
 
+    def _keep_vae_from_overflow(self) -> None:
+        if self.text_encoder_2 is not None and self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
+            self.vae.to(torch.float32)
+
     def _place_adapters(self) -> None:
         if self.adapters is not None:
             self.adapters.to(self._execution_device, self.unet.dtype)
 
     def _stack(self) -> Stack:
-        downscale = 2 ** (len(self.vae.config.block_out_channels) - 1)
         extra: dict[str, Any] = {}
         if self.text_encoder_2 is not None:
-            zeros = self.config.get("force_zeros_for_empty_prompt", True)
+            zeros = self.config.force_zeros_for_empty_prompt
             extra = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer_2, "zeros_for_no_text": zeros}
         return Stack(
             unet=self.unet,
@@ -226,7 +235,7 @@ class EZIGenPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[m
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             schedule=NoiseSchedule.from_config(self.scheduler.config),
-            image_size_px=int(self.unet.config.sample_size) * downscale,
+            image_size_px=int(self.unet.config.sample_size) * px_per_latent(self.vae),
             fingerprint=self._base_fingerprint,
             device=self._execution_device,
             dtype=self.unet.dtype,

@@ -1,5 +1,7 @@
 """The pipeline for diffusers' habits, against diffusers' own and against the sampler."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +11,9 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from PIL import Image
 
 from ezigen import EZIGenPipeline
-from ezigen.config import ConfigurationError, LoopConfig, SamplerConfig
+from ezigen.config import ConfigurationError, LoopConfig, ModelConfig, SamplerConfig
 from ezigen.diffusion import NoiseSchedule
+from ezigen.sampling import load_generator
 from tests.ezigen.test_sampling import array, make, picture, request
 
 SETTINGS = {"num_inference_steps": 5, "guidance_scale": 4.0, "num_loops": 1}
@@ -157,3 +160,21 @@ def test_a_sampler_counts_unless_something_else_is_said(pipeline):
 def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(ConfigurationError, match="no such folder"):
         EZIGenPipeline.from_pretrained(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_stable_diffusion_xl(xl_folder, tmp_path, zeros):
+    folder = shutil.copytree(xl_folder, tmp_path / "xl")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": zeros}))
+    card = folder / "adapter" / "card.json"  # the index is part of the model's fingerprint
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"base_fingerprint": ""}))
+    pipeline = EZIGenPipeline.from_pretrained(folder)
+    seed = int(torch.randint(0, 2**62, (), generator=seeded()))
+    sampler = SamplerConfig(num_steps=5, guidance_scale=4.0, loops=LoopConfig(stop="fixed", num_loops=1))
+    model = ModelConfig(model=str(folder), adapter=str(folder / "adapter"))
+    wanted = load_generator(model, sampler).generate([request(0, prompt="a photo of a cup", seed=seed)])[0]
+    made = pipeline("a photo of a cup", picture(0), "cup", generator=seeded(), sampler=sampler)
+    assert made.images[0].tobytes() == wanted.image.tobytes()
+    pipeline.to(torch.float16)
+    assert (pipeline.unet.dtype, pipeline.vae.dtype) == (torch.float16, torch.float32)

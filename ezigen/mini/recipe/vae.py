@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -37,17 +38,17 @@ def edge_error(output: Tensor, target: Tensor) -> Tensor:
     return l1_loss(output.diff(dim=-1), target.diff(dim=-1)) + l1_loss(output.diff(dim=-2), target.diff(dim=-2))
 
 
-def random_batches(pictures: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """`batch` crops and a sixteenth as many whole pictures."""
-    return random_crops(pictures, batch), random_pictures(pictures, max(1, batch // 16))
+Loss: TypeAlias = Callable[[AutoencoderKL, Tensor, RecipeConfig], Tensor]
+"""Of an autoencoder on pictures `n x 3 x h x w` in [-1, 1]."""
 
 
-def reconstruction_losses(vae: AutoencoderKL, pictures: Tensor, config: RecipeConfig, start: int) -> Iterator[Tensor]:
-    """Endless training losses of the autoencoder."""
-    torch.manual_seed(config.seed * 1_000_003 + 11 + start)
+def losses_on(vae: AutoencoderKL, loss: Loss, config: RecipeConfig, seed: int) -> Iterator[Tensor]:
+    """Endless training losses, each on a batch of crops and a sixteenth as many whole pictures."""
+    pictures, batch = compose_pictures(config), config.vae.batch
+    torch.manual_seed(config.seed * 1_000_003 + seed)
     while True:
-        crops, whole = random_batches(pictures, config.vae.batch)
-        yield 0.8 * reconstruction_loss(vae, crops, config) + 0.2 * reconstruction_loss(vae, whole, config)
+        crops, whole = random_crops(pictures, batch), random_pictures(pictures, max(1, batch // 16))
+        yield 0.8 * loss(vae, crops, config) + 0.2 * loss(vae, whole, config)
 
 
 def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor, config: RecipeConfig) -> Tensor:
@@ -61,16 +62,8 @@ def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor, config: RecipeConfig
     return loss
 
 
-def decoder_losses(vae: AutoencoderKL, pictures: Tensor, config: RecipeConfig, start: int) -> Iterator[Tensor]:
-    """Endless training losses of the decoder alone, on codes with a little noise, as a denoiser leaves it."""
-    torch.manual_seed(config.seed * 1_000_003 + 99 + start)
-    while True:
-        crops, whole = random_batches(pictures, config.vae.batch)
-        yield 0.8 * decoder_loss(vae, crops, config) + 0.2 * decoder_loss(vae, whole, config)
-
-
 def decoder_loss(vae: AutoencoderKL, pixels: Tensor, config: RecipeConfig) -> Tensor:
-    """The error of pictures decoded from their own, somewhat noisy codes."""
+    """The error of pictures decoded from their own codes with a little noise, as a denoiser leaves them."""
     with autocast(pixels, config.precision):
         with torch.no_grad():
             codes = vae.encode(pixels).latent_dist.mode()
@@ -109,7 +102,7 @@ def polish_decoder(config: RecipeConfig) -> None:
     def check() -> None:
         print(f"decoder psnr {evaluate_vae(vae, composer, config.work / 'decoder.png'):.2f} dB", flush=True)
 
-    trainer.run(decoder_losses(vae, compose_pictures(config), config, trainer.step), settings.batch, check)
+    trainer.run(losses_on(vae, decoder_loss, config, 99 + trainer.step), settings.batch, check)
     vae.load_state_dict(trainer.averaged_modules()["vae"])
     check()
     vae.save_pretrained(config.work / "vae")
@@ -155,7 +148,7 @@ def train_vae(config: RecipeConfig) -> AutoencoderKL:
     def check() -> None:
         print(f"vae psnr {evaluate_vae(vae, composer, config.work / 'vae.png'):.2f} dB", flush=True)
 
-    trainer.run(reconstruction_losses(vae, compose_pictures(config), config, trainer.step), config.vae.batch, check)
+    trainer.run(losses_on(vae, reconstruction_loss, config, 11 + trainer.step), config.vae.batch, check)
     vae.load_state_dict(trainer.averaged_modules()["vae"])
     vae.register_to_config(scaling_factor=fit_scaling(vae, composer))
     vae.save_pretrained(config.work / "vae")
