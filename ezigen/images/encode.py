@@ -1,5 +1,6 @@
 """Pictures to bytes."""
 
+import math
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Literal, TypeAlias
@@ -44,6 +45,20 @@ def side_by_side(images: Sequence[Image.Image], gap_px: int = 2) -> Image.Image:
         row.paste(image.convert("RGB"), (left, 0))
         left += image.width + gap_px
     return row
+
+
+def tiled(images: Sequence[Image.Image], side_px: int = 96) -> Image.Image:
+    """Several pictures as one square of side_px, in as many columns as rows; a single one as it is."""
+    if len(images) == 1:
+        return images[0]
+    columns = math.ceil(math.sqrt(len(images)))
+    cell = side_px // columns
+    square = Image.new("RGB", (side_px, side_px), (255, 255, 255))
+    for index, image in enumerate(images):
+        small = ImageOps.contain(image.convert("RGB"), (cell, cell), Image.Resampling.LANCZOS)
+        left, top = index % columns * cell, index // columns * cell
+        square.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
+    return square
 
 
 def thumbnail_strip(images: Sequence[Image.Image], side_px: int = 96, quality: int = 80) -> bytes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ezigen.config import ConfigurationError, ErrorCode, ItemError
-from ezigen.images import ImageFormat, Picture, decode_picture, encode_image, thumbnail_strip
+from ezigen.images import ImageFormat, Picture, decode_picture, encode_image, thumbnail_strip, tiled
 from ezigen.images.canvas import mark_edit
 from tasks.catalog.results import ResultRow, failed_row
 from tasks.catalog.rows import Item
@@ -262,11 +262,12 @@ def _to_request(
 
 
 def _panels(subjects: Sequence[Picture], edit: "Edit | None", sample: "Sample") -> list[Image.Image]:
-    """Subject, sketch or what is edited, first transfer and loops; the last of them is the result."""
+    """Subjects, sketch or what is edited, first transfer and loops; the last of them is the result."""
     before = [] if sample.sketch is None else [sample.sketch]
     if edit is not None:
         before = [mark_edit(edit.source.rgb, edit.mask, edit.box)]
-    return [*(picture.rgb for picture in subjects[:1]), *before, *sample.loops[:-1], sample.image]
+    shown = [tiled([picture.rgb for picture in subjects])] if subjects else []
+    return [*shown, *before, *sample.loops[:-1], sample.image]
 
 
 def _describe(error: BaseException, max_chars: int = 300) -> str:

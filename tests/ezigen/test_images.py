@@ -6,10 +6,10 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageColor, features
 
 from ezigen.config import ErrorCode, ItemError
-from ezigen.images import decode_picture, encode_image, encode_png, fit_square, thumbnail_strip
+from ezigen.images import decode_picture, encode_image, encode_png, fit_square, side_by_side, thumbnail_strip, tiled
 
 RED = (200, 30, 40)
 
@@ -234,3 +234,22 @@ def png(width, height, pixels, bit_depth=8, colour_type=0):
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(("count", "columns"), [(2, 2), (3, 2), (4, 2), (5, 3)])
+def test_several_pictures_are_tiled_and_one_stays_as_it_is(count, columns):
+    colours = ["#ff0000", "#00ff00", "#0000ff", "#ffff00", "#00ffff"][:count]
+    tiles = tiled([Image.new("RGB", (10, 10), colour) for colour in colours], side_px=60)
+    assert tiles.size == (60, 60)
+    cell = 60 // columns
+    for index, colour in enumerate(colours):
+        middle = (index % columns * cell + cell // 2, index // columns * cell + cell // 2)
+        assert tiles.getpixel(middle) == ImageColor.getrgb(colour)
+    one = Image.new("RGB", (7, 5), RED)
+    assert tiled([one]) is one
+
+
+def test_pictures_side_by_side_stay_as_they_are():
+    row = side_by_side([Image.new("RGB", (4, 3), RED), Image.new("L", (5, 6), 0)], gap_px=2)
+    assert row.size == (11, 6)
+    assert [row.getpixel(at) for at in ((3, 2), (4, 0), (0, 4), (6, 5))] == [RED, (255,) * 3, (255,) * 3, (0, 0, 0)]

@@ -11,7 +11,7 @@ PUBLIC = {
     "ezigen.diffusion": "CLEAN NoiseSchedule NoiseSource PredictionType Purpose Spacing "
     "ddim_step ddpm_step dpmpp_2m_step",
     "ezigen.images": "FORMATS SUFFIXES ImageFormat Picture decode_picture encode_image encode_png fit_square "
-    "side_by_side thumbnail_strip to_picture",
+    "side_by_side thumbnail_strip tiled to_picture",
     "ezigen.metrics": "CLIP_MODEL DINO_MODEL Scorer load_scorer",
     "ezigen.models": "ImageEncoder Stack TextCondition TextImageEncoder call_unet decode_latents encode_pictures "
     "encode_posterior encode_prompts load_image_encoder load_stack load_text_image_encoder model_fingerprint "
