@@ -1,14 +1,40 @@
-"""Scores of images: text following (CLIP-T) and identity (DINO). Importing this package costs no torch."""
+"""Scores of images: text following, identity, what an edit leaves; means and differences with intervals.
+
+Importing this package costs no torch.
+"""
 
 from typing import TYPE_CHECKING
 
 from ezigen.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ezigen.metrics.pixels import psnr, ssim
     from ezigen.metrics.scores import CLIP_MODEL, DINO_MODEL, Scorer, load_scorer
+    from ezigen.metrics.statistics import Interval, mean_interval, paired_difference
 
-__all__ = ["CLIP_MODEL", "DINO_MODEL", "Scorer", "load_scorer"]
+__all__ = [
+    "CLIP_MODEL",
+    "DINO_MODEL",
+    "Interval",
+    "Scorer",
+    "load_scorer",
+    "mean_interval",
+    "paired_difference",
+    "psnr",
+    "ssim",
+]
 
 __getattr__ = lazy_names(
-    __name__, {"CLIP_MODEL": "scores", "DINO_MODEL": "scores", "Scorer": "scores", "load_scorer": "scores"}
+    __name__,
+    {
+        "CLIP_MODEL": "scores",
+        "DINO_MODEL": "scores",
+        "Interval": "statistics",
+        "Scorer": "scores",
+        "load_scorer": "scores",
+        "mean_interval": "statistics",
+        "paired_difference": "statistics",
+        "psnr": "pixels",
+        "ssim": "pixels",
+    },
 )
