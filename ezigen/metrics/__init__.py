@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ezigen.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ezigen.metrics.measures import Measurer, Shown
     from ezigen.metrics.pixels import psnr, ssim
     from ezigen.metrics.scores import CLIP_MODEL, DINO_MODEL, Scorer, load_scorer
     from ezigen.metrics.statistics import Interval, mean_interval, paired_difference
@@ -16,7 +17,9 @@ __all__ = [
     "CLIP_MODEL",
     "DINO_MODEL",
     "Interval",
+    "Measurer",
     "Scorer",
+    "Shown",
     "load_scorer",
     "mean_interval",
     "paired_difference",
@@ -30,7 +33,9 @@ __getattr__ = lazy_names(
         "CLIP_MODEL": "scores",
         "DINO_MODEL": "scores",
         "Interval": "statistics",
+        "Measurer": "measures",
         "Scorer": "scores",
+        "Shown": "measures",
         "load_scorer": "scores",
         "mean_interval": "statistics",
         "paired_difference": "statistics",

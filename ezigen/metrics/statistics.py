@@ -6,6 +6,7 @@ bootstrap). Intervals over n images of few subjects are then as wide as they sho
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 
 Values = npt.NDArray[np.float64]
+Clusters = Sequence[str] | npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Interval:
         return not self.low <= value <= self.high
 
 
-def mean_interval(values: Sequence[float] | Values, clusters: Sequence[str], *, seed: int = 0) -> Interval:
+def mean_interval(values: Sequence[float] | Values, clusters: Clusters, *, seed: int = 0) -> Interval:
     """The mean of values and its interval; clusters: to which subject each belongs.
 
     The percentile interval of RESAMPLES draws of whole clusters with replacement, weighted by their sizes. Raises
@@ -62,7 +64,11 @@ def mean_interval(values: Sequence[float] | Values, clusters: Sequence[str], *, 
 
 
 def paired_difference(
-    first: Sequence[float] | Values, second: Sequence[float] | Values, clusters: Sequence[str], *, seed: int = 0
+    first: Sequence[float] | Values,
+    second: Sequence[float] | Values,
+    clusters: Sequence[Any] | npt.NDArray[Any],
+    *,
+    seed: int = 0,
 ) -> Interval:
     """Of `first - second`, value by value of the same case: what two methods share (subject, prompt, seed) cancels."""
     if len(first) != len(second):
