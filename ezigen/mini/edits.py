@@ -24,11 +24,9 @@ from ezigen.diffusion import NoiseSource
 from ezigen.images import Picture
 from ezigen.images.canvas import mark_edit
 from ezigen.metrics import Measurer, Shown, load_scorer
-from ezigen.mini.evaluate import PRODUCTS, SIDE_PX, interval
-from ezigen.mini.world.benchmarks import write_dreamedit
+from ezigen.mini.evaluate import interval
+from ezigen.mini.world.benchmarks import SIDE_PX, make_composer, write_dreamedit
 from ezigen.mini.world.captions import describe
-from ezigen.mini.world.compose import Composer
-from ezigen.mini.world.products import make_variant, select_products
 from ezigen.mini.world.scenes import SCENE_NAMES
 from ezigen.models import Stack, decode_latents, encode_pictures, to_pixels
 from ezigen.models.exceptional import encode_exceptional
@@ -75,9 +73,7 @@ def read_cases(folder: Path, *, boxes: bool = False) -> Iterator[EditCase]:
 
 def write_benchmark(folder: Path, num_subjects: int, num_sources: int) -> None:
     """The miniature DreamEditBench of held-out products alone."""
-    products = [product for product in select_products(held_out=True) if product.name in PRODUCTS]
-    composer = Composer([make_variant(product, 0) for product in products], SIDE_PX, num_backgrounds=8)
-    write_dreamedit(composer, folder, num_subjects, num_sources)
+    write_dreamedit(make_composer(), folder, num_subjects, num_sources)
 
 
 def dino_sub(measurer: Measurer, image: Image.Image, mask: Image.Image, subject: Image.Image) -> float:

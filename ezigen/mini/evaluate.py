@@ -24,6 +24,7 @@ from ezigen.images import Picture
 from ezigen.metrics import Scorer, load_scorer, mean_interval
 from ezigen.mini import weights_folder
 from ezigen.mini.recipe.judge import Bench
+from ezigen.mini.world.benchmarks import PRODUCTS, SIDE_PX
 from ezigen.mini.world.captions import describe
 from ezigen.mini.world.compose import Composer, Pose
 from ezigen.mini.world.products import HUE_SHIFTS, Variant, make_variant, select_products
@@ -33,21 +34,7 @@ from ezigen.sampling import Generator, Request, load_generator
 
 MODES = ("text_only", "full_injection", "decoupled", "iterative")
 MEASURES = ("scene", "product", "variant", "clip_t", "dino", "scene_margin", "clip_margin")
-PRODUCTS = (
-    "pineapple",
-    "penguin",
-    "car",
-    "butterfly",
-    "hamburger",
-    "guitar",
-    "robot",
-    "wrapped gift",
-    "owl",
-    "backpack",
-    "tropical fish",
-    "rocket",
-)
-SIDE_PX, BATCH, NUM_LOOPS = 64, 16, 5
+BATCH, NUM_LOOPS = 16, 5
 SUBJECT_TIMESTEPS: tuple[int | Literal["adaptive"], ...] = (100, 300, 500, 800, "adaptive")
 """Of the paper's Table 4, beside 1, which full injection uses anyway."""
 

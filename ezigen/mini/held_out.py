@@ -9,8 +9,9 @@ from PIL import Image
 from ezigen.config import EvaluationConfig, ModelConfig
 from ezigen.metrics import load_scorer
 from ezigen.mini import weights_folder
-from ezigen.mini.evaluate import PRODUCTS, Outcome, generate_all, make_cases, measure, summarize
+from ezigen.mini.evaluate import Outcome, generate_all, make_cases, measure, summarize
 from ezigen.mini.recipe.judge import Bench
+from ezigen.mini.world.benchmarks import PRODUCTS
 from ezigen.mini.world.scenes import SCENE_NAMES
 from ezigen.sampling import load_generator
 
