@@ -28,7 +28,7 @@ demo: $(STAMP)  ## the sample catalog on the embedded model, into build/demo
 	$(BIN)/ezigen personalize ezigen/mini/catalog/catalog.csv build/demo
 
 test: $(STAMP)  ## every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 5
 
 lint: $(STAMP)  ## style, layers, the deployment file
 	$(BIN)/ruff check .
