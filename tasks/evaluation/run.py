@@ -1,0 +1,335 @@
+"""An evaluation from a benchmark to tables: images of every variant by catalog runs, their scores, one row per image.
+
+In the output folder: catalog-<digest>.jsonl (the benchmark's cases), made/ (an ordinary catalog output, shared by all
+variants: what two of them have in common is made once), scores/ (see `tasks.evaluation.scoring`), images.parquet (a
+row per variant and case) and tables/. Running again makes and measures what is missing.
+"""
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError, ModelConfig, SamplerConfig, StackConfig
+from tasks.catalog.plan import CatalogPlan, plan_catalog
+from tasks.catalog.progress import Progress
+from tasks.catalog.results import ResultRow
+from tasks.catalog.run import run_catalog
+from tasks.cluster import Cluster, connect, plan_workers
+from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase, catalog_rows
+from tasks.evaluation.paper import PaperTable, Variant
+from tasks.evaluation.printing import to_csv, to_latex, to_markdown
+from tasks.evaluation.scoring import Scored, ScoreJob, ScoreWork, encoders_digest, make_shards, read_scores, score_key
+from tasks.evaluation.tables import MeasuredTable, ScoredImage, measure_table
+from tasks.sharding import ShardReport, run_shards
+from tasks.storage import OutputFolder, ResultsLedger, RunOutput
+from tasks.storage.lease import Lease
+
+logger = logging.getLogger(__name__)
+
+IMAGES_FILE = "images.parquet"
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        pa.field("variant", pa.string(), nullable=False),
+        pa.field("case_id", pa.string(), nullable=False),
+        pa.field("subject_id", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("image_uri", pa.string()),
+        pa.field("image_sha256", pa.string()),
+        pa.field("num_loops", pa.int32()),
+        pa.field("num_unet_calls", pa.int64()),
+        pa.field("seconds", pa.float64()),
+        pa.field("scores", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+    ],
+    metadata={"ezigen.schema": "evaluation/1"},
+)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What tells the model and an adapter from others; see `ezigen.models` and `ezigen.adapters`."""
+
+    model: str
+    adapter: str
+
+
+@dataclass(frozen=True)
+class PlannedVariant:
+    """A variant, the run that makes its images, and the item_key of every case."""
+
+    variant: Variant
+    model: ModelConfig
+    sampler: SamplerConfig
+    inputs: CatalogInputs
+    plan: CatalogPlan
+    keys: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation would do."""
+
+    benchmark: Benchmark
+    tables: tuple[PaperTable, ...]
+    variants: tuple[PlannedVariant, ...]
+    encoders: str
+    """Digest of the encoders that measure."""
+
+    @property
+    def num_images(self) -> int:
+        """Images that are to be made."""
+        return sum(one.plan.counts.to_do for one in self.variants)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of a variant, or why there is none."""
+
+    variant: str
+    case: BenchmarkCase
+    made: ResultRow | None
+    scored: Scored
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a run calls on its way."""
+
+    lease: Lease | None = None
+    on_progress: Callable[[str, Progress], None] = lambda _title, _progress: None
+    """Gets the title of the variant whose images are being made, and how far it is."""
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Raises LeaseLost."""
+        if self.lease is not None:
+            self.lease.check()
+
+
+def plan_evaluation(
+    output: OutputFolder,
+    benchmark: Benchmark,
+    tables: Sequence[PaperTable],
+    model: ModelConfig,
+    sampler: SamplerConfig,
+    *,
+    fingerprints: Fingerprints,
+    image_size_px: int,
+    allowed_roots: Sequence[str],
+) -> EvaluationPlan:
+    """Decides what is to be made. Writes the benchmark's cases as a catalog, and nothing else.
+
+    allowed_roots: where the benchmark's pictures lie. Raises ConfigurationError for a table of another kind of
+    benchmark, one without a variant that can be made, or encoders that are not there.
+    """
+    chosen = [_suited(table, benchmark) for table in tables]
+    catalog_uri = _write_catalog(output, benchmark)
+    planned = []
+    for variant in _variants(chosen):
+        settings = variant.sampler(sampler)
+        inputs = CatalogInputs(
+            catalog_uri=catalog_uri,
+            output_uri=output.uri("made"),
+            allowed_roots=[*allowed_roots],
+            max_failed_share=1.0,
+            max_previews=0,
+        )
+        plan = plan_catalog(
+            inputs,
+            settings,
+            fingerprints.model,
+            fingerprints.adapter,
+            storage_options=output.locations.storage_options,
+            image_size_px=image_size_px,
+        )
+        planned.append(PlannedVariant(variant, model, settings, inputs, plan, dict(plan.keys())))
+    return EvaluationPlan(benchmark, tuple(chosen), tuple(planned), encoders_digest(model))
+
+
+def run_evaluation(
+    plan: EvaluationPlan, output: OutputFolder, cluster: ClusterConfig, hooks: Hooks | None = None
+) -> tuple[MeasuredTable, ...]:
+    """Makes and measures what is missing, then stores rows and tables; returns the tables.
+
+    A case whose image cannot be made, or not be measured, is counted as missing in its line. Ray is started, or
+    joined, only if there is something to do. Setting `hooks.stop` ends the run in order and returns no tables: what is
+    made and measured is stored. Raises as `run_catalog` and `run_shards`.
+    """
+    hooks = hooks or Hooks()
+    if plan.num_images or _unmeasured(plan, output):
+        with connect(cluster) as ray_cluster:
+            for one in plan.variants:
+                _make(one, cluster, ray_cluster, hooks)
+            _measure(plan, output, cluster, ray_cluster, hooks)
+    if hooks.stop.is_set():
+        return ()
+    hooks.check()
+    rows = tuple(_rows(plan, output))
+    output.write(IMAGES_FILE, _to_parquet(rows))
+    return write_tables(plan.benchmark, plan.tables, rows, output)
+
+
+def write_tables(
+    benchmark: Benchmark, tables: Sequence[PaperTable], rows: Sequence[Row], output: OutputFolder
+) -> tuple[MeasuredTable, ...]:
+    """Computes the tables from rows and stores each as Markdown, CSV and LaTeX."""
+    images = [
+        ScoredImage(row.variant, row.case.case_id, row.case.subject_id, row.case.prompt_id, _all_scores(row))
+        for row in rows
+        if row.scored.scores
+    ]
+    measured = tuple(measure_table(table, images, len(benchmark.cases)) for table in tables)
+    for one in measured:
+        for suffix, write in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
+            output.write(f"tables/{one.table.name}.{suffix}", write(one).encode())
+    return measured
+
+
+# ---- the plan
+
+
+def _suited(table: PaperTable, benchmark: Benchmark) -> PaperTable:
+    if table.kind != benchmark.kind:
+        raise ConfigurationError(
+            f"table {table.name} is of {table.kind}, but benchmark {benchmark.name} is of {benchmark.kind}; choose "
+            "another table or another benchmark"
+        )
+    return table
+
+
+def _variants(tables: Sequence[PaperTable]) -> list[Variant]:
+    """Every variant once that the evaluated adapter can make."""
+    named = {variant.name: variant for table in tables for variant in table.variants if not variant.adapter}
+    return list(named.values())
+
+
+def _write_catalog(output: OutputFolder, benchmark: Benchmark) -> str:
+    """The cases as a catalog, unless it is there; named by its content, because a plan must not change under a run."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in catalog_rows(benchmark)).encode()
+    name = f"catalog-{hashlib.sha256(lines).hexdigest()[:16]}.jsonl"
+    return output.uri(name) if name in output.list("") else output.write(name, lines)
+
+
+# ---- the work
+
+
+def _make(one: PlannedVariant, cluster: ClusterConfig, connected: Cluster, hooks: Hooks) -> None:
+    if hooks.stop.is_set() or not (one.plan.counts.to_do or one.plan.counts.refused):
+        return
+    logger.info("%s: %d images to make", one.variant.title, one.plan.counts.to_do)
+    run_catalog(
+        one.plan,
+        RunOutput(one.inputs.output_uri, one.plan.catalog.locations),
+        inputs=one.inputs,
+        model=one.model,
+        sampler=one.sampler,
+        cluster=cluster,
+        lease=hooks.lease,
+        on_progress=lambda progress: hooks.on_progress(one.variant.title, progress),
+        stop=hooks.stop,
+        connected=connected,
+    )
+
+
+def _measure(
+    plan: EvaluationPlan, output: OutputFolder, cluster: ClusterConfig, connected: Cluster, hooks: Hooks
+) -> None:
+    shards = make_shards(_unmeasured(plan, output))
+    if not shards or hooks.stop.is_set():
+        return
+    workers = plan_workers(cluster, connected.nodes)
+    model, pictures = plan.variants[0].model, plan.variants[0].plan.catalog.locations
+    work = ScoreWork(
+        output,
+        shards,
+        StackConfig(model=model.model, device=workers.device),
+        replace(pictures, allowed_roots=(*pictures.allowed_roots, output.root_uri)),
+        num_threads=workers.num_threads,
+    )
+
+    def report(shard: ShardReport) -> None:
+        logger.info("%d images measured by %s in %.1f s", shard.rows, shard.worker, shard.seconds)
+
+    run_shards(
+        work, list(shards), cluster=cluster, on_report=report, check=hooks.check, stop=hooks.stop, connected=connected
+    )
+
+
+def _unmeasured(plan: EvaluationPlan, output: OutputFolder) -> list[ScoreJob]:
+    """The images that are there and were not measured, or could not be: what was in the way may have gone."""
+    measured = {key for key, scored in read_scores(output).items() if not scored.error}
+    jobs = [job for _, _, _, job in _look(plan, output) if job is not None]
+    return [job for job in jobs if job.key not in measured]
+
+
+def _look(
+    plan: EvaluationPlan, output: OutputFolder
+) -> Iterator[tuple[PlannedVariant, BenchmarkCase, ResultRow | None, ScoreJob | None]]:
+    """Every variant with every case: what came of it, and if there is an image, how it is measured."""
+    made = RunOutput(output.uri("made"), output.locations)
+    wanted = {key for one in plan.variants for key in one.keys.values()}
+    stored = {row.item_key: row for row in ResultsLedger(made).rows() if row.item_key in wanted}
+    for one in plan.variants:
+        for case in plan.benchmark.cases:
+            row = stored.get(one.keys.get(case.case_id, ""))
+            job = None
+            if row is not None and row.image_uri and row.image_sha256:
+                sha256 = row.image_sha256
+                key = score_key(case, sha256, benchmark=plan.benchmark.digest, encoders=plan.encoders)
+                job = ScoreJob(key, case, made.uri(row.image_uri), sha256)
+            yield one, case, row, job
+
+
+# ---- the rows
+
+
+def _rows(plan: EvaluationPlan, output: OutputFolder) -> Iterator[Row]:
+    known = read_scores(output)
+    for one, case, made, job in _look(plan, output):
+        if job is None:
+            reason = f"{made.error_code}: {made.error_message}" if made is not None else "not made"
+            scored = Scored({}, reason)
+        else:
+            scored = known.get(job.key, Scored({}, "not measured"))
+        yield Row(one.variant.name, case, made, scored)
+
+
+def _all_scores(row: Row) -> dict[str, float]:
+    """What was measured, and what the image cost."""
+    cost = {}
+    if row.made is not None:
+        cost = {"seconds": row.made.seconds, "num_unet_calls": float(row.made.num_unet_calls)}
+        cost |= {} if row.made.num_loops is None else {"num_loops": float(row.made.num_loops)}
+    return {**row.scored.scores, **cost}
+
+
+def _to_parquet(rows: Sequence[Row]) -> bytes:
+    table = pa.Table.from_pylist([_to_record(row) for row in rows], schema=IMAGES_SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _to_record(row: Row) -> dict[str, Any]:
+    made = row.made
+    return {
+        "variant": row.variant,
+        "case_id": row.case.case_id,
+        "subject_id": row.case.subject_id,
+        "prompt_id": row.case.prompt_id,
+        "image_uri": f"made/{made.image_uri}" if made is not None and made.image_uri else None,
+        "image_sha256": None if made is None else made.image_sha256,
+        "num_loops": None if made is None else made.num_loops,
+        "num_unet_calls": None if made is None else made.num_unet_calls,
+        "seconds": None if made is None else made.seconds,
+        "scores": list(row.scored.scores.items()),
+        "error": row.scored.error,
+    }
