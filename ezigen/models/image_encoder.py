@@ -73,7 +73,7 @@ def load_image_encoder(location: str, device: str = "auto", *, part: str = "dino
     size of its preprocessor_config.json (224 px for DINOv2), else to the size in its configuration. Raises
     ConfigurationError.
     """
-    from transformers import AutoModel, CLIPVisionModel
+    from transformers import AutoModel
 
     folder = resolve_folder(location, part)
     if not (folder / "config.json").is_file():
@@ -83,10 +83,10 @@ def load_image_encoder(location: str, device: str = "auto", *, part: str = "dino
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
     try:
         with no_progress_bars():
-            kind: Any = CLIPVisionModel if _is_clip(folder) else AutoModel
-            network = kind.from_pretrained(folder, **options)
+            network = AutoModel.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"image encoder {location}: {folder} does not load: {error}") from error
+    network = getattr(network, "vision_model", network)  # the half of CLIP that sees
     network.requires_grad_(False).eval().to(place)
     preprocessing = _preprocessing(folder)
     mean, std = (torch.tensor(preprocessing[name], device=place).reshape(3, 1, 1) for name in _IMAGENET)
