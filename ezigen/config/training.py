@@ -23,6 +23,10 @@ Alias = Annotated[str, AfterValidator(_check_alias)]
 """A word that points to a version of an adapter; empty: none."""
 
 
+SubjectEncoderKind = Literal["frozen", "trained", "dino", "clip"]
+"""What encodes subjects: the frozen UNet, a trained copy, or an image encoder with projectors (paper, Table 5)."""
+
+
 class TrainingInputs(Config):
     """What the adapters learn from, and where runs and finished versions are stored."""
 
@@ -165,6 +169,18 @@ class TrainingConfig(Config):
         description="Timestep at which subjects are encoded. store: that of the feature store. adaptive: each sample's "
         "own (Table 4), from a store of latents.",
     )
+    subject_encoder: SubjectEncoderKind = Field(
+        default="frozen",
+        description="What encodes the subjects. frozen: the UNet that makes the images (the method). trained: a copy "
+        "of it that learns, as in BootPIG. dino, clip: patch tokens of a frozen image encoder, and a trained projector "
+        "for each block (Table 5). All but frozen need a store of latents.",
+    )
+    subject_image_encoder: str = Field(
+        default="auto",
+        min_length=1,
+        description="Image encoder of subject_encoder dino and clip: a folder, a hub id, or auto: the shipped one for "
+        '"mini", else facebook/dino-vits16 or openai/clip-vit-base-patch32.',
+    )
     min_snr_gamma: float = Field(
         default=0.0, ge=0.0, le=100.0, description="Min-SNR weighting of the loss with this gamma; 0 weighs evenly."
     )
@@ -191,7 +207,9 @@ class TrainingConfig(Config):
     coco: SourceConfig = Field(default=SourceConfig(), description="How pairs of COCO take part.")
     youtube_vis: SourceConfig = Field(default=SourceConfig(), description="How pairs of videos take part.")
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"adapter_blocks", "subject_timestep"})
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"adapter_blocks", "subject_timestep", "subject_encoder", "subject_image_encoder"}
+    )
 
     @model_validator(mode="after")
     def _can_learn(self) -> Self:
@@ -205,6 +223,19 @@ class TrainingConfig(Config):
             raise ValueError(
                 "subject_timestep adaptive needs features recompute or auto: stored ones have one timestep"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _encoder_can_learn(self) -> Self:
+        kind = self.subject_encoder
+        if kind != "frozen" and self.features == "stored":
+            raise ValueError(
+                f"subject_encoder {kind} needs features recompute or auto: stored ones are those of the frozen UNet"
+            )
+        if kind in ("dino", "clip") and self.subject_timestep == "adaptive":
+            raise ValueError(f"subject_encoder {kind} knows no timestep: leave subject_timestep at store")
+        if kind not in ("dino", "clip") and self.subject_image_encoder != "auto":
+            raise ValueError(f"subject_image_encoder is for subject_encoder dino or clip, but that is {kind}")
         return self
 
 

@@ -16,7 +16,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig
+from ezigen.adapters.card import check_subject_encoder
+from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig, SubjectEncoderKind
 from ezigen.diffusion import NoiseSource
 from ezigen.engine.cache import Cache
 from ezigen.engine.counters import Counters
@@ -93,7 +94,8 @@ class Engine:
     ) -> None:
         """on_call sees every network call before it is carried out; what it raises counts as the call's own error.
 
-        Raises ConfigurationError when the sampler needs adapters or an image encoder that is not there.
+        Raises ConfigurationError when the sampler needs adapters or an image encoder that is not there, or a timestep
+        of a subject encoder that knows none.
         """
         if networks.adapters is None and sampler.mode != "text_only":
             raise ConfigurationError(f"mode {sampler.mode} needs an adapter; pass one, or use mode text_only")
@@ -102,6 +104,10 @@ class Engine:
                 "loops.stop similarity needs an image encoder (DINOv2 or CLIP); pass one, or use fixed loops or "
                 "loops.measure latent"
             )
+        self._encoder_kind: SubjectEncoderKind = "frozen"
+        if networks.adapters is not None:
+            self._encoder_kind = networks.adapters.subject_encoder_kind
+            check_subject_encoder(self._encoder_kind, sampler, "the adapter")
         self.sampler = sampler
         self.stack = networks.stack
         self.limits = limits or EngineLimits()
@@ -174,7 +180,7 @@ class Engine:
         size_px = self.stack.image_size_px
         if self._route.needs_subject:
             request = fill_slots(request, self.sampler, size_px)
-            check_features(request, self.sampler)
+            check_features(request, self.sampler, self._encoder_kind)
         else:
             request = replace(request, subjects=(), subject_classes=(), mix=())
         pictures = tuple(fit_subject(picture, size_px, self.sampler) for picture in request.subjects)

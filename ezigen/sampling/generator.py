@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ezigen.adapters.attach import AdapterSet, SubjectKV
+from ezigen.adapters.card import check_subject_encoder
 from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig
 from ezigen.diffusion import CLEAN, NoiseSource
 from ezigen.images.canvas import Canvas
@@ -76,7 +77,9 @@ class Generator:
         *,
         num_slots: int | None = None,
     ) -> None:
-        """Raises ConfigurationError when the sampler needs adapters or an image encoder that is not there."""
+        """Raises ConfigurationError when the sampler needs adapters or an image encoder that is not there, or a
+        timestep of a subject encoder that knows none.
+        """
         if adapters is None and sampler.mode != "text_only":
             raise ConfigurationError(f"mode {sampler.mode} needs an adapter; pass one, or use mode text_only")
         if stop_encoder is None and sampler.stops_by_image:
@@ -84,6 +87,8 @@ class Generator:
                 "loops.stop similarity needs an image encoder (DINOv2 or CLIP); pass one, or use fixed loops or "
                 "loops.measure latent"
             )
+        if adapters is not None:
+            check_subject_encoder(adapters.subject_encoder_kind, sampler, "the adapter")
         self.stack = stack
         self.sampler = sampler
         self._adapters = adapters
@@ -91,7 +96,7 @@ class Generator:
         self._num_slots = num_slots
         self._noise = NoiseSource()
         self._denoiser = Denoiser(stack, adapters, sampler, self._noise)
-        self._subject_encoder = SubjectEncoder(stack, self._noise)
+        self._subject_encoder = SubjectEncoder(stack, self._noise, adapters.subject_encoder if adapters else None)
         self._steps = plan_steps(stack.schedule.timesteps(sampler.num_steps))
         self._texts: dict[str | None, TextCondition] = {}
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ezigen.config import ErrorCode, ItemError, SamplerConfig
+from ezigen.config import ErrorCode, ItemError, SamplerConfig, SubjectEncoderKind
 from ezigen.diffusion import CLEAN
 from ezigen.images import Picture, fit_square
 from ezigen.images.picture import squash_square
@@ -50,14 +50,17 @@ def fill_slots(request: Request, sampler: SamplerConfig, size_px: int) -> Reques
     )
 
 
-def check_features(request: Request, sampler: SamplerConfig) -> None:
-    """Raises ItemError where a request brings features that this sampler would not have made of its pictures."""
+def check_features(request: Request, sampler: SamplerConfig, encoder: SubjectEncoderKind = "frozen") -> None:
+    """Raises ItemError where a request brings features that this sampler, or the adapters' own subject encoder, would
+    not have made of its pictures.
+    """
     reasons = [
         name
         for name, differs in (
             ("t_sub adaptive", sampler.is_adaptive),
             ("subject_noise item", sampler.subject_noise == "item"),
             ("subject_fit squash", sampler.subject_fit == "squash"),
+            (f"an adapter whose subject encoder is {encoder}", encoder != "frozen"),
         )
         if differs
     ]
