@@ -55,6 +55,7 @@ class Learner:
         template: str = SUBJECT_PROMPT,
         initial: Path | None = None,
     ) -> None:
+        config = config.for_model(xl=stack.text_encoder_2 is not None)
         _check_timesteps(config, stack)
         self.step = 0
         self.num_steps = num_steps
