@@ -13,6 +13,12 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """Names of adapters and of their aliases."""
 
 
+XL_TEXT_DROPOUT = 0.3
+"""The paper's share of empty captions with Stable Diffusion XL (Section 4.1)."""
+
+_OTHER_TEXT_DROPOUT = 0.05
+
+
 def _check_alias(alias: str) -> str:
     if re.fullmatch(r"v\d+", alias):
         raise ValueError(f"{alias} is what versions are called; choose another word")
@@ -147,7 +153,11 @@ class TrainingConfig(Config):
     subject_dropout: float = Field(
         default=0.2, ge=0.0, le=1.0, description="Share of samples without any subject tokens (Section 4.1)."
     )
-    text_dropout: float = Field(default=0.0, ge=0.0, le=1.0, description="Share of samples with an empty caption.")
+    text_dropout: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
+        default=0.0,
+        description="Share of samples with an empty caption. auto: 0.3 with Stable Diffusion XL (Section 4.1), else "
+        "0.05.",
+    )
     features: Literal["auto", "stored", "recompute"] = Field(
         default="auto",
         description="Subject features: stored ones, or computed again from stored latents; auto takes what the store "
@@ -210,6 +220,12 @@ class TrainingConfig(Config):
     LATER: ClassVar[frozenset[str]] = frozenset(
         {"adapter_blocks", "subject_timestep", "subject_encoder", "subject_image_encoder"}
     )
+
+    def for_model(self, *, xl: bool) -> Self:
+        """These settings with what `auto` stands for, with Stable Diffusion XL or another model, in its place."""
+        if self.text_dropout != "auto":
+            return self
+        return self.model_copy(update={"text_dropout": XL_TEXT_DROPOUT if xl else _OTHER_TEXT_DROPOUT})
 
     @model_validator(mode="after")
     def _can_learn(self) -> Self:
@@ -321,6 +337,11 @@ def paper_training() -> TrainingConfig:
     )
 
 
+def paper_xl_training() -> TrainingConfig:
+    """Section 4.1 with Stable Diffusion XL: 30 % of the captions are empty."""
+    return paper_training().model_copy(update={"text_dropout": XL_TEXT_DROPOUT})
+
+
 def released_training() -> TrainingConfig:
     """What the authors' code does: four slots always attended to, the subject dropped in 80 % of the steps."""
     return TrainingConfig(
@@ -338,14 +359,19 @@ def recommended_training() -> TrainingConfig:
     """Ours: larger batches, warm-up and cosine, averaged weights, empty captions for guidance."""
     return TrainingConfig(
         batch_size=32,
-        text_dropout=0.05,
+        text_dropout="auto",
         optimizer=OptimizerConfig(
             kind="adamw", lr=1e-4, weight_decay=0.0, schedule="cosine", warmup_steps=200, ema_decay=0.999
         ),
     )
 
 
-TRAINING_PRESETS = {"paper": paper_training, "released": released_training, "recommended": recommended_training}
+TRAINING_PRESETS = {
+    "paper": paper_training,
+    "paper-xl": paper_xl_training,
+    "released": released_training,
+    "recommended": recommended_training,
+}
 
 
 def embedded_monitoring() -> MonitoringConfig:

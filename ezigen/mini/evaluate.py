@@ -32,7 +32,7 @@ from ezigen.models.text_image_encoder import TextImageEncoder
 from ezigen.sampling import Generator, Request, load_generator
 
 MODES = ("text_only", "full_injection", "decoupled", "iterative")
-MEASURES = ("scene", "product", "variant", "clip_t", "dino", "scene_margin", "clip_margin")
+MEASURES = ("scene", "product", "variant", "clip_t", "dino", "face", "face_found", "scene_margin", "clip_margin")
 PRODUCTS = (
     "pineapple",
     "penguin",

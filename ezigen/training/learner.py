@@ -60,6 +60,7 @@ class Learner:
         initial: Path | None = None,
         base_model: str = "",
     ) -> None:
+        config = config.for_model(xl=stack.text_encoder_2 is not None)
         _check_timesteps(config, stack)
         self.step = 0
         self.num_steps = num_steps
