@@ -264,6 +264,7 @@ class EZIGenPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[m
         measure = sampler.loops.measure
         if sampler.stops_by_image and measure not in self._stop_encoders:
             self._stop_encoders[measure] = load_stop_encoder(self._model, sampler, self._execution_device.type)
+        self._place_adapters()  # offloading has moved the place where networks run, without a call of `to`
         adapters = self.adapters if sampler.mode != "text_only" else None
         return Generator(self._stack(), adapters, self._stop_encoders.get(measure), sampler)
 

@@ -131,6 +131,7 @@ def _describe_card(published: "PublishedAdapter") -> list[tuple[str, str]]:
         ("for model", f"{card.base_model or 'unknown'} {card.base_fingerprint[:FINGERPRINT_DIGITS]}".strip()),
         ("adapters", f"{card.num_adapters:,} with {card.num_parameters:,} numbers"),
         *([("only in", ", ".join(card.blocks))] if card.blocks else []),
+        *([("subject encoder", card.describe_encoder())] if card.subject_encoder != "frozen" else []),
         ("extra residual", "yes, as in the authors' release" if card.extra_residual else "no"),
         ("weights", f"sha256 {card.weights_sha256}"),
     ]

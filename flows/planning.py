@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ezigen.config import ConfigurationError
 
 if TYPE_CHECKING:
+    from ezigen.adapters import AdapterCard
     from flows.parameters import CatalogParameters
     from tasks.catalog.plan import CatalogPlan
 
@@ -93,8 +94,23 @@ def read_fingerprints(parameters: "CatalogParameters", storage_options: Mapping[
     if folder is None:
         return fingerprint, adapter_fingerprint("none")
     if (folder / WEIGHTS_FILE).is_file():
-        check_base(read_card(folder), fingerprint, model.adapter)
+        card = read_card(folder)
+        check_base(card, fingerprint, model.adapter)
+        _check_encoder(card, parameters)
     return fingerprint, adapter_fingerprint(str(folder), model.model)
+
+
+def _check_encoder(card: "AdapterCard", parameters: "CatalogParameters") -> None:
+    """Raises ConfigurationError if the adapter's own subject encoder cannot do what the run wants of it."""
+    from ezigen.adapters.card import check_subject_encoder
+
+    adapter = f"adapter {parameters.model.adapter}"
+    check_subject_encoder(card.subject_encoder, parameters.sampler, adapter)
+    if parameters.inputs.features_uri and card.subject_encoder != "frozen":
+        raise ConfigurationError(
+            f"inputs.features_uri: a feature store holds what the frozen UNet makes of subjects, but {adapter} encodes "
+            f"them by {card.describe_encoder()}; leave inputs.features_uri empty"
+        )
 
 
 def read_image_size(model: str) -> int:

@@ -23,7 +23,7 @@ From = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
-Preset = Annotated[str, Option(help="recommended, paper or released.", rich_help_panel=TRAINING)]
+Preset = Annotated[str, Option(help="recommended, paper, paper-xl or released.", rich_help_panel=TRAINING)]
 Steps = Annotated[int | None, Option(help="Optimizer steps, instead of epochs.", rich_help_panel=TRAINING)]
 Epochs = Annotated[float | None, Option(help="Passes over the training samples.", rich_help_panel=TRAINING)]
 BatchSize = Annotated[

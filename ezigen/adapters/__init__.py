@@ -11,6 +11,7 @@ from ezigen.lazy import lazy_names
 if TYPE_CHECKING:
     from ezigen.adapters.adapter import KeyValue, SubjectAdapter
     from ezigen.adapters.attach import AdapterSet, SubjectBlock, SubjectKV, attach_adapters, detach_adapters, detached
+    from ezigen.adapters.encoders import add_subject_encoder
     from ezigen.adapters.weights import import_checkpoint, load_adapter, save_adapter
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "SubjectBlock",
     "SubjectKV",
     "adapter_fingerprint",
+    "add_subject_encoder",
     "attach_adapters",
     "detach_adapters",
     "detached",
@@ -39,6 +41,7 @@ __getattr__ = lazy_names(
         "SubjectAdapter": "adapter",
         "SubjectBlock": "attach",
         "SubjectKV": "attach",
+        "add_subject_encoder": "encoders",
         "attach_adapters": "attach",
         "detach_adapters": "attach",
         "detached": "attach",

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ezigen.adapters.adapter import KeyValue, SubjectAdapter
+from ezigen.config import SubjectEncoderKind
 from ezigen.models.blocks import STOCK, transformer_blocks
+from ezigen.models.precision import mixed_precision
 from ezigen.subject.features import SubjectFeatures, stack_masks, stack_tokens
+from ezigen.subject.learned import LearnedEncoder
 
 _SIDES = ("down", "mid", "up")
 
@@ -125,7 +128,8 @@ class SubjectBlock(nn.Module):
 
 
 class AdapterSet(nn.Module):
-    """The trainable part of EZIGen: one SubjectAdapter per transformer block that carries one, by name.
+    """The trainable part of EZIGen: one SubjectAdapter per transformer block that carries one, by name. And, where it
+    is not the frozen UNet, what encodes the subjects (see `add_subject_encoder`).
 
     Idle until `active` or `activate`. One set serves one UNet call at a time: threads sharing a UNet must take turns.
     """
@@ -137,6 +141,7 @@ class AdapterSet(nn.Module):
         self.num_skipped = num_skipped
         # A ModuleDict allows no dots in its keys; `tensors` gives the names that are stored.
         self.modules_by_key = nn.ModuleDict({_key(name): adapter for name, adapter in adapters.items()})
+        self.subject_encoder: LearnedEncoder | None = None
         self._activation = _Activation()
 
     def __getitem__(self, name: str) -> SubjectAdapter:
@@ -148,13 +153,25 @@ class AdapterSet(nn.Module):
         return len(self.names)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters by stored name: block name, a dot, and the adapter's own name, e.g. `{block}.to_q.weight`."""
-        return {f"{name}.{key}": tensor for name in self.names for key, tensor in self[name].named_parameters()}
+        """Parameters by stored name: block name, a dot, and the adapter's own name, e.g. `{block}.to_q.weight`; then
+        those of a subject encoder that learns, after `subject_encoder.`.
+        """
+        found: dict[str, Tensor] = {
+            f"{name}.{key}": tensor for name in self.names for key, tensor in self[name].named_parameters()
+        }
+        if self.subject_encoder is not None:
+            found |= {f"subject_encoder.{name}": tensor for name, tensor in self.subject_encoder.tensors().items()}
+        return found
+
+    @property
+    def subject_encoder_kind(self) -> SubjectEncoderKind:
+        """What encodes the subjects: the frozen UNet, or what learned to."""
+        return "frozen" if self.subject_encoder is None else self.subject_encoder.kind
 
     @property
     def num_parameters(self) -> int:
-        """Trainable numbers: 49,599,056 for SD2.1-base."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Trainable numbers: 49,599,056 for SD2.1-base, where the subject encoder is frozen."""
+        return sum(tensor.numel() for tensor in self.tensors().values())
 
     def subject_kv(self, features: SubjectFeatures) -> SubjectKV:
         """Keys and values of the subjects, with gradients where they are enabled."""
@@ -194,14 +211,6 @@ class AdapterSet(nn.Module):
         """A context, to be entered later, in which the blocks attend to what they attend to now."""
         subject, gate = self._activation.subject, self._activation.gate
         return nullcontext() if subject is None else self.active(subject, gate)
-
-
-def mixed_precision(device: torch.device, compute: torch.dtype, weights: torch.dtype) -> AbstractContextManager[object]:
-    """Autocast for weights of a higher precision than what is computed in; nothing where both are the same.
-
-    In training, the adapters keep fp32 weights in a UNet that is frozen in bf16.
-    """
-    return nullcontext() if compute == weights else torch.autocast(device.type, compute)
 
 
 def attach_adapters(unet: nn.Module, *, extra_residual: bool = False, blocks: Sequence[str] = ()) -> AdapterSet:

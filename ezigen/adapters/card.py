@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from ezigen.config import ConfigurationError
+from ezigen.config import ConfigurationError, SamplerConfig, SubjectEncoderKind
 from ezigen.config.base import Config
 from ezigen.models.fingerprint import fingerprint_files
 from ezigen.models.location import resolve_folder
@@ -42,6 +42,15 @@ class AdapterCard(Config):
     blocks: tuple[str, ...] = Field(
         default=(), description="Names of the transformer blocks that carry an adapter; empty: all of the model's."
     )
+    subject_encoder: SubjectEncoderKind = Field(
+        default="frozen",
+        description="What encodes the subjects: the frozen UNet, or what was trained with the adapters and is stored "
+        "with them: a copy of the UNet, or projectors of an image encoder's tokens.",
+    )
+    image_encoder: str = Field(default="", description="Where that image encoder is: mini, a folder or a hub id.")
+    image_encoder_fingerprint: str = Field(
+        default="", description="Fingerprint of that image encoder; another one is refused. Empty: unknown."
+    )
     num_adapters: int = Field(default=0, ge=0, description="Adapters, one per transformer block.")
     num_parameters: int = Field(default=0, ge=0, description="Trained numbers.")
     training: dict[str, str | int | float | bool] = Field(
@@ -60,6 +69,13 @@ class AdapterCard(Config):
     )
     configuration: dict[str, Any] = Field(default_factory=dict, description="The training configuration.")
     metrics: dict[str, float] = Field(default_factory=dict, description="What was measured on held-out pairs.")
+
+    def describe_encoder(self) -> str:
+        """What encodes the subjects, in words."""
+        return {
+            "frozen": "the frozen UNet",
+            "trained": "a trained copy of the UNet, stored with the adapters",
+        }.get(self.subject_encoder, f"{self.subject_encoder} {self.image_encoder} with trained projectors")
 
 
 def read_card(folder: Path) -> AdapterCard:
@@ -83,6 +99,18 @@ def check_base(card: AdapterCard, base_fingerprint: str, source: str) -> None:
             f"adapter {source}: trained on {card.base_model or 'a model'} with fingerprint {card.base_fingerprint}, "
             f"but this model's is {base_fingerprint}; pass the model it was trained on, or, if you know that they "
             f'agree, set "base_fingerprint" to "" in its {CARD_FILE}'
+        )
+
+
+def check_subject_encoder(kind: SubjectEncoderKind, sampler: SamplerConfig, source: str) -> None:
+    """Raise ConfigurationError if the sampler wants of a subject encoder what it cannot do; `source` names its adapter.
+
+    An image encoder has no timestep, so only the default says nothing wrong.
+    """
+    if kind in ("dino", "clip") and sampler.mode != "text_only" and sampler.t_sub != 1:
+        raise ConfigurationError(
+            f"sampler.t_sub {sampler.t_sub}: {source} encodes subjects by {kind}, which knows no timestep; leave "
+            "sampler.t_sub at 1"
         )
 
 
@@ -128,4 +156,8 @@ def adapter_fingerprint(location: str, model: str = "mini") -> str:
         return fingerprint_files(folder, [checkpoint])
     weights = fingerprint_files(folder, [folder / WEIGHTS_FILE])
     # What else the card tells (who trained it, when) changes no image.
-    return hashlib.blake2b(f"{weights}|{read_card(folder).extra_residual}".encode(), digest_size=16).hexdigest()
+    card = read_card(folder)
+    used = f"{weights}|{card.extra_residual}"
+    if card.subject_encoder != "frozen":
+        used += f"|{card.subject_encoder}|{card.image_encoder_fingerprint}"
+    return hashlib.blake2b(used.encode(), digest_size=16).hexdigest()

@@ -22,6 +22,7 @@ from ezigen.adapters.card import (
 )
 from ezigen.config import ConfigurationError
 from ezigen.models.location import check_safetensors
+from ezigen.subject.learned import ImageSource, ProjectedTokens
 
 _AUTHORS_NAMES = {
     "norm.weight": "adapter_norm.weight",
@@ -65,6 +66,8 @@ def save_adapter(adapters: AdapterSet, folder: Path | str, card: AdapterCard) ->
             "num_parameters": adapters.num_parameters,
             "extra_residual": adapters[adapters.names[0]].extra_residual,
             "blocks": adapters.names if adapters.num_skipped else (),
+            "subject_encoder": adapters.subject_encoder_kind,
+            **_image_source(adapters),
         }
     )
     unfinished = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
@@ -94,6 +97,7 @@ def load_adapter(adapters: AdapterSet, folder: Path | str, *, base_fingerprint: 
             f"adapter {folder}: made for {there}, attached to {len(adapters)}: {_name_some(adapters.names)}; attach it "
             "to the blocks of its card"
         )
+    _check_subject_encoder(adapters, card, str(folder))
     path = folder / WEIGHTS_FILE
     found = _read_tensors(path)
     wanted = set(adapters.tensors())
@@ -130,6 +134,27 @@ def import_checkpoint(folder: Path | str, adapters: AdapterSet) -> AdapterCard:
     tensors |= _split_weights(weights, adapters.names, f"checkpoint {path}: {AUTHORS_WEIGHTS}")
     _fill(adapters, tensors, str(path))
     return AdapterCard(base_model="the authors' checkpoint", extra_residual=True, num_adapters=len(adapters))
+
+
+def _image_source(adapters: AdapterSet) -> dict[str, str]:
+    """The fields of a card that say which image encoder sees the subjects; empty where none does."""
+    encoder = adapters.subject_encoder
+    source = encoder.source if isinstance(encoder, ProjectedTokens) else ImageSource("", "")
+    return {"image_encoder": source.location, "image_encoder_fingerprint": source.fingerprint}
+
+
+def _check_subject_encoder(adapters: AdapterSet, card: AdapterCard, source: str) -> None:
+    if card.subject_encoder != adapters.subject_encoder_kind:
+        raise ConfigurationError(
+            f"adapter {source}: trained with subject_encoder {card.subject_encoder}, attached with "
+            f"{adapters.subject_encoder_kind}; attach it with that of its card"
+        )
+    known, ours = card.image_encoder_fingerprint, _image_source(adapters)["image_encoder_fingerprint"]
+    if known and known != ours:
+        raise ConfigurationError(
+            f"adapter {source}: trained with the image encoder {card.image_encoder} of fingerprint {known}, but this "
+            f"one's is {ours}; set image_encoder in its {CARD_FILE} to where that one is"
+        )
 
 
 def _split_weights(weights: Tensor, names: tuple[str, ...], source: str) -> dict[str, Tensor]:

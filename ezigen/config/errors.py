@@ -17,6 +17,7 @@ class ErrorCode(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_TOO_SMALL = "image_too_small"
     MASK_MISMATCH = "mask_mismatch"
+    FACE_MISSING = "face_missing"
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"
     WORKER_DIED = "worker_died"

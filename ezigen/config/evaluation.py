@@ -1,6 +1,6 @@
 """How a finished adapter is measured."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,14 @@ class EvaluationConfig(Config):
     split_ratio: float = Field(
         default=0.7, gt=0.0, le=1.0, description="Share of the steps with the subject, in mode decoupled and iterative."
     )
+
+    face_encoder: str = Field(
+        default="",
+        description="Measures the identity of faces as well: a face network as ONNX file, or a vision model in "
+        "transformers format. Empty: does not.",
+    )
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"face_encoder"})
 
     def sampler(self) -> SamplerConfig:
         """How the images are made; loops, if any, are five, so that every image costs the same."""

@@ -1,6 +1,6 @@
 """Which networks make the images, and where they run."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -47,7 +47,14 @@ class ModelConfig(StackConfig):
         "facebook/dinov2-base otherwise), a folder or a hub id. With loops.measure clip it is a CLIP, and auto means "
         "openai/clip-vit-base-patch32.",
     )
+    face_encoder: str = Field(
+        default="",
+        description="Scores the identity of faces (docs/people.md): a face network as ONNX file, or a vision model in "
+        "transformers format (a folder or a hub id). Empty: no such score.",
+    )
     sketch: SketchConfig = Field(
         default_factory=SketchConfig,
         description="Another model that draws the scenes, into which the subject's appearance is then transferred.",
     )
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"face_encoder"})

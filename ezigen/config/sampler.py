@@ -160,6 +160,11 @@ class SamplerConfig(Config):
         default="pad",
         description="How a subject picture becomes square: padded with white, or squashed.",
     )
+    subject_crop: Literal["none", "face"] = Field(
+        default="none",
+        description="face: subject pictures are cropped to a square around their largest face before they become "
+        "square; one without a face fails its item.",
+    )
     subject_slots: int = Field(
         default=0,
         ge=0,
@@ -170,7 +175,7 @@ class SamplerConfig(Config):
     negative_prompt: str = Field(default="", max_length=2000, description="Used for items that give none of their own.")
     edit: EditConfig = Field(default_factory=EditConfig, description="Items that edit a source picture.")
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"subject_noise", "subject_fit", "subject_slots"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"subject_noise", "subject_fit", "subject_crop", "subject_slots"})
 
     @model_validator(mode="after")
     def _phases_exist(self) -> Self:

@@ -13,6 +13,12 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """Names of adapters and of their aliases."""
 
 
+XL_TEXT_DROPOUT = 0.3
+"""The paper's share of empty captions with Stable Diffusion XL (Section 4.1)."""
+
+_OTHER_TEXT_DROPOUT = 0.05
+
+
 def _check_alias(alias: str) -> str:
     if re.fullmatch(r"v\d+", alias):
         raise ValueError(f"{alias} is what versions are called; choose another word")
@@ -21,6 +27,10 @@ def _check_alias(alias: str) -> str:
 
 Alias = Annotated[str, AfterValidator(_check_alias)]
 """A word that points to a version of an adapter; empty: none."""
+
+
+SubjectEncoderKind = Literal["frozen", "trained", "dino", "clip"]
+"""What encodes subjects: the frozen UNet, a trained copy, or an image encoder with projectors (paper, Table 5)."""
 
 
 class TrainingInputs(Config):
@@ -143,7 +153,11 @@ class TrainingConfig(Config):
     subject_dropout: float = Field(
         default=0.2, ge=0.0, le=1.0, description="Share of samples without any subject tokens (Section 4.1)."
     )
-    text_dropout: float = Field(default=0.0, ge=0.0, le=1.0, description="Share of samples with an empty caption.")
+    text_dropout: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = Field(
+        default=0.0,
+        description="Share of samples with an empty caption. auto: 0.3 with Stable Diffusion XL (Section 4.1), else "
+        "0.05.",
+    )
     features: Literal["auto", "stored", "recompute"] = Field(
         default="auto",
         description="Subject features: stored ones, or computed again from stored latents; auto takes what the store "
@@ -164,6 +178,18 @@ class TrainingConfig(Config):
         default="store",
         description="Timestep at which subjects are encoded. store: that of the feature store. adaptive: each sample's "
         "own (Table 4), from a store of latents.",
+    )
+    subject_encoder: SubjectEncoderKind = Field(
+        default="frozen",
+        description="What encodes the subjects. frozen: the UNet that makes the images (the method). trained: a copy "
+        "of it that learns, as in BootPIG. dino, clip: patch tokens of a frozen image encoder, and a trained projector "
+        "for each block (Table 5). All but frozen need a store of latents.",
+    )
+    subject_image_encoder: str = Field(
+        default="auto",
+        min_length=1,
+        description="Image encoder of subject_encoder dino and clip: a folder, a hub id, or auto: the shipped one for "
+        '"mini", else facebook/dino-vits16 or openai/clip-vit-base-patch32.',
     )
     min_snr_gamma: float = Field(
         default=0.0, ge=0.0, le=100.0, description="Min-SNR weighting of the loss with this gamma; 0 weighs evenly."
@@ -191,7 +217,15 @@ class TrainingConfig(Config):
     coco: SourceConfig = Field(default=SourceConfig(), description="How pairs of COCO take part.")
     youtube_vis: SourceConfig = Field(default=SourceConfig(), description="How pairs of videos take part.")
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"adapter_blocks", "subject_timestep"})
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"adapter_blocks", "subject_timestep", "subject_encoder", "subject_image_encoder"}
+    )
+
+    def for_model(self, *, xl: bool) -> Self:
+        """These settings with what `auto` stands for, with Stable Diffusion XL or another model, in its place."""
+        if self.text_dropout != "auto":
+            return self
+        return self.model_copy(update={"text_dropout": XL_TEXT_DROPOUT if xl else _OTHER_TEXT_DROPOUT})
 
     @model_validator(mode="after")
     def _can_learn(self) -> Self:
@@ -205,6 +239,19 @@ class TrainingConfig(Config):
             raise ValueError(
                 "subject_timestep adaptive needs features recompute or auto: stored ones have one timestep"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _encoder_can_learn(self) -> Self:
+        kind = self.subject_encoder
+        if kind != "frozen" and self.features == "stored":
+            raise ValueError(
+                f"subject_encoder {kind} needs features recompute or auto: stored ones are those of the frozen UNet"
+            )
+        if kind in ("dino", "clip") and self.subject_timestep == "adaptive":
+            raise ValueError(f"subject_encoder {kind} knows no timestep: leave subject_timestep at store")
+        if kind not in ("dino", "clip") and self.subject_image_encoder != "auto":
+            raise ValueError(f"subject_image_encoder is for subject_encoder dino or clip, but that is {kind}")
         return self
 
 
@@ -290,6 +337,11 @@ def paper_training() -> TrainingConfig:
     )
 
 
+def paper_xl_training() -> TrainingConfig:
+    """Section 4.1 with Stable Diffusion XL: 30 % of the captions are empty."""
+    return paper_training().model_copy(update={"text_dropout": XL_TEXT_DROPOUT})
+
+
 def released_training() -> TrainingConfig:
     """What the authors' code does: four slots always attended to, the subject dropped in 80 % of the steps."""
     return TrainingConfig(
@@ -307,14 +359,19 @@ def recommended_training() -> TrainingConfig:
     """Ours: larger batches, warm-up and cosine, averaged weights, empty captions for guidance."""
     return TrainingConfig(
         batch_size=32,
-        text_dropout=0.05,
+        text_dropout="auto",
         optimizer=OptimizerConfig(
             kind="adamw", lr=1e-4, weight_decay=0.0, schedule="cosine", warmup_steps=200, ema_decay=0.999
         ),
     )
 
 
-TRAINING_PRESETS = {"paper": paper_training, "released": released_training, "recommended": recommended_training}
+TRAINING_PRESETS = {
+    "paper": paper_training,
+    "paper-xl": paper_xl_training,
+    "released": released_training,
+    "recommended": recommended_training,
+}
 
 
 def embedded_monitoring() -> MonitoringConfig:

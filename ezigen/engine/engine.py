@@ -16,7 +16,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig
+from ezigen.adapters.card import check_subject_encoder
+from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig, SubjectEncoderKind
 from ezigen.diffusion import NoiseSource
 from ezigen.engine.cache import Cache
 from ezigen.engine.counters import Counters
@@ -31,7 +32,7 @@ from ezigen.models.text import TextCondition
 from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
 from ezigen.sampling.editing import begin_trajectory, make_background, prepare_edit
 from ezigen.sampling.request import Request, Sample, StopReason
-from ezigen.sampling.subjects import check_features, fill_slots, fit_subject
+from ezigen.sampling.subjects import check_features, check_subject_crop, fit_subject, prepare_subjects
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ class Engine:
     ) -> None:
         """on_call sees every network call before it is carried out; what it raises counts as the call's own error.
 
-        Raises ConfigurationError when the sampler needs adapters or an image encoder that is not there.
+        Raises ConfigurationError when the sampler needs adapters, an image encoder or OpenCV that is not there, or a
+        timestep of a subject encoder that knows none.
         """
         if networks.adapters is None and sampler.mode != "text_only":
             raise ConfigurationError(f"mode {sampler.mode} needs an adapter; pass one, or use mode text_only")
@@ -102,6 +104,11 @@ class Engine:
                 "loops.stop similarity needs an image encoder (DINOv2 or CLIP); pass one, or use fixed loops or "
                 "loops.measure latent"
             )
+        check_subject_crop(sampler)
+        self._encoder_kind: SubjectEncoderKind = "frozen"
+        if networks.adapters is not None:
+            self._encoder_kind = networks.adapters.subject_encoder_kind
+            check_subject_encoder(self._encoder_kind, sampler, "the adapter")
         self.sampler = sampler
         self.stack = networks.stack
         self.limits = limits or EngineLimits()
@@ -163,8 +170,9 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Takes a request. Raises EngineFull; ValueError for a key that is here already; ItemError for a request
-        without a subject picture in a mode that needs one, for features of a subject that this sampler encodes in
-        another way, and for an edit that cannot be made (see `prepare_edit`).
+        without a subject picture in a mode that needs one, or without the face that it is to be cropped to, for
+        features of a subject that this sampler encodes in another way, and for an edit that cannot be made (see
+        `prepare_edit`).
         """
         if self.num_held >= self.limits.max_held:
             raise EngineFull(f"{self.num_held} requests are here already")
@@ -173,8 +181,8 @@ class Engine:
         canvas = prepare_edit(request, self.stack, self.sampler)
         size_px = self.stack.image_size_px
         if self._route.needs_subject:
-            request = fill_slots(request, self.sampler, size_px)
-            check_features(request, self.sampler)
+            check_features(request, self.sampler, self._encoder_kind)
+            request = prepare_subjects(request, self.sampler, size_px)
         else:
             request = replace(request, subjects=(), subject_classes=(), mix=())
         pictures = tuple(fit_subject(picture, size_px, self.sampler) for picture in request.subjects)

@@ -26,7 +26,7 @@ from ezigen.models.stack import Stack, decode_latents, encode_pictures, encode_p
 from ezigen.models.text import TextCondition
 from ezigen.sampling.autostop import StopEncoder
 from ezigen.sampling.subjects import combine_subjects, encode_subject, keep_tokens
-from ezigen.subject import SubjectEncoder, SubjectFeatures
+from ezigen.subject import LearnedEncoder, SubjectEncoder, SubjectFeatures
 from ezigen.subject.foreground import drop_masked
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,11 @@ class Networks:
     stack: Stack
     adapters: AdapterSet | None = None
     stop_encoder: StopEncoder | None = None
+
+    @property
+    def subject_encoder(self) -> LearnedEncoder | None:
+        """The adapters' own, if they have one."""
+        return None if self.adapters is None else self.adapters.subject_encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +95,7 @@ class Runner:
         self._stack = networks.stack
         self._sampler = sampler
         self._noise = noise
-        self._subject_encoder = SubjectEncoder(networks.stack, noise)
+        self._subject_encoder = SubjectEncoder(networks.stack, noise, networks.subject_encoder)
         self._lanes: dict[Lane, StepLane] = {}
         self._exceptional: TextCondition | None = None
         self._at_timesteps: Cache[tuple[str, int], SubjectKV] = Cache(cached_subject_bytes)

@@ -1,4 +1,4 @@
-"""Scores of images: text following, identity, what an edit leaves; means and differences with intervals.
+"""Scores of images: text following, identity of things and faces, what an edit leaves; means with intervals.
 
 Importing this package costs no torch.
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ezigen.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ezigen.metrics.faces import FaceEncoder, FaceScorer, OnnxFaceEncoder, load_face_scorer
     from ezigen.metrics.measures import Measurer, Shown
     from ezigen.metrics.pixels import psnr, ssim
     from ezigen.metrics.scores import CLIP_MODEL, DINO_MODEL, Scorer, load_scorer
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
 __all__ = [
     "CLIP_MODEL",
     "DINO_MODEL",
+    "FaceEncoder",
+    "FaceScorer",
     "Interval",
     "Measurer",
+    "OnnxFaceEncoder",
     "Scorer",
     "Shown",
+    "load_face_scorer",
     "load_scorer",
     "mean_interval",
     "paired_difference",
@@ -32,10 +37,14 @@ __getattr__ = lazy_names(
     {
         "CLIP_MODEL": "scores",
         "DINO_MODEL": "scores",
+        "FaceEncoder": "faces",
+        "FaceScorer": "faces",
         "Interval": "statistics",
         "Measurer": "measures",
+        "OnnxFaceEncoder": "faces",
         "Scorer": "scores",
         "Shown": "measures",
+        "load_face_scorer": "faces",
         "load_scorer": "scores",
         "mean_interval": "statistics",
         "paired_difference": "statistics",

@@ -7,6 +7,7 @@
 | dino | image, subject | cosine of DINO's CLS tokens, mean over the subject's pictures |
 | dino_patch | image, subject | for every patch of the subject the cosine to the most alike patch of the image; means |
 | dino_sub | image in its mask, subject | as dino, both cut out, on white and cropped |
+| face | image, subject | see FaceScorer; 0 where a face is missing, and face_found says how often both are there |
 | psnr, ssim | edit, source | outside of the mask, by pixels |
 | perceptual | edit, source | outside of the mask, 1 - cosine of DINO's patches of one place; 0 is untouched |
 
@@ -27,6 +28,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ezigen.images import Picture, fit_square
 from ezigen.images.picture import squash_square
+from ezigen.metrics.faces import FaceScorer
 from ezigen.metrics.pixels import psnr, ssim
 from ezigen.models.image_encoder import ImageEncoder
 from ezigen.models.pixels import to_pixels
@@ -65,8 +67,10 @@ class _Reference:
 class Measurer:
     """Measures many images at a time; what encoder is missing is not measured. Not for several threads at once."""
 
-    def __init__(self, clip: TextImageEncoder | None, dino: ImageEncoder | None) -> None:
-        self.clip, self.dino = clip, dino
+    def __init__(
+        self, clip: TextImageEncoder | None, dino: ImageEncoder | None, face: FaceScorer | None = None
+    ) -> None:
+        self.clip, self.dino, self.face = clip, dino, face
         self._texts: dict[str, Tensor] = {}
         self._references: dict[str, _Reference] = {}
 
@@ -82,6 +86,8 @@ class Measurer:
             self._by_region(self.dino, shown, scores)
             self._by_background(self.dino, shown, scores)
         for one, found in zip(shown, scores, strict=True):
+            if self.face is not None and one.subjects:
+                found |= self.face.score(one.image, one.subjects)
             if one.source is not None and one.mask is not None and (kept := background(one.mask)).any():
                 found["psnr"] = psnr(one.image, one.source, kept)
                 found["ssim"] = ssim(one.image, one.source, kept)

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ezigen.config import ConfigurationError, ModelConfig
 from ezigen.images import Picture, fit_square
+from ezigen.metrics.faces import FaceScorer, load_face_scorer
 from ezigen.models.image_encoder import ImageEncoder, load_image_encoder
 from ezigen.models.pixels import to_pixels
 from ezigen.models.text_image_encoder import TextImageEncoder, load_text_image_encoder
@@ -31,14 +32,19 @@ class Scorer:
 
     clip: TextImageEncoder | None = None
     dino: ImageEncoder | None = None
+    face: FaceScorer | None = None
 
     def score(self, image: Image.Image, prompt: str, subjects: Sequence[Picture]) -> dict[str, float]:
-        """`clip_t`: cosine of image and prompt; `dino`: of image and subject (CLS tokens), mean over its pictures."""
+        """`clip_t`: cosine of image and prompt; `dino`: of image and subject (CLS tokens), mean over its pictures;
+        `face`, `face_found`: see FaceScorer.
+        """
         scores = {}
         if self.clip is not None:
             scores["clip_t"] = (self.clip.images([image]) @ self.clip.texts([prompt]).T).item()
         if self.dino is not None and subjects:
             scores["dino"] = self._to_subjects(self.dino, image, subjects)
+        if self.face is not None and subjects:
+            scores |= self.face.score(image, subjects)
         return scores
 
     @staticmethod
@@ -54,12 +60,14 @@ class Scorer:
 def load_scorer(model: ModelConfig) -> Scorer:
     """The encoders for this model: the shipped ones for "mini", else those of the published scores.
 
-    Scores are an extra: an encoder that is not there is left out with a warning that says how to get it.
+    Scores are an extra: an encoder that is not there is left out with a warning that says how to get it. A face encoder
+    was asked for: ConfigurationError where it is not there.
     """
     mini = model.model == "mini"
     return Scorer(
         clip=_optional(load_text_image_encoder, "mini" if mini else CLIP_MODEL, model.device),
         dino=_optional(load_image_encoder, "mini" if mini else DINO_MODEL, model.device),
+        face=load_face_scorer(model.face_encoder, model.device) if model.face_encoder else None,
     )
 
 

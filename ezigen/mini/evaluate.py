@@ -33,7 +33,7 @@ from ezigen.models.text_image_encoder import TextImageEncoder
 from ezigen.sampling import Generator, Request, load_generator
 
 MODES = ("text_only", "full_injection", "decoupled", "iterative")
-MEASURES = ("scene", "product", "variant", "clip_t", "dino", "scene_margin", "clip_margin")
+MEASURES = ("scene", "product", "variant", "clip_t", "dino", "face", "face_found", "scene_margin", "clip_margin")
 BATCH, NUM_LOOPS = 16, 5
 SUBJECT_TIMESTEPS: tuple[int | Literal["adaptive"], ...] = (100, 300, 500, 800, "adaptive")
 """Of the paper's Table 4, beside 1, which full injection uses anyway."""

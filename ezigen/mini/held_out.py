@@ -40,6 +40,6 @@ def evaluate_held_out(model: ModelConfig, config: EvaluationConfig, tell: Callab
     generator = load_generator(model, config.sampler())
     made = generate_all(generator, cases, lambda text: tell(int(text.split()[0])))
     images: dict[str, list[Image.Image]] = {config.mode: [pictures[-1] for pictures in made]}
-    scorer = load_scorer(ModelConfig(model=model.model, device=model.device))
+    scorer = load_scorer(ModelConfig(model=model.model, device=model.device, face_encoder=config.face_encoder))
     outcomes = measure(Bench(judge_file()), scorer, cases, images)
     return HeldOutResult(summarize(outcomes)[config.mode], tuple(outcomes))

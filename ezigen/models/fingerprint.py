@@ -28,6 +28,12 @@ def model_fingerprint(model: str) -> str:
     return fingerprint_files(folder, _model_files(folder))
 
 
+def image_encoder_fingerprint(folder: Path) -> str:
+    """32 hex digits of what an image encoder's tokens depend on: configurations and weights."""
+    configs = [path for name in ("config.json", "preprocessor_config.json") if (path := folder / name).is_file()]
+    return fingerprint_files(folder, [*configs, *find_weights(folder, "image_encoder")])
+
+
 def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
     """32 hex digits of the files' names within the folder and their contents."""
     total = hashlib.blake2b(digest_size=16)

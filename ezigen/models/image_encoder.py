@@ -1,7 +1,7 @@
-"""DINOv2 as judge of whether two images show the same thing."""
+"""What a vision transformer (DINO, DINOv2, the half of CLIP that sees) makes of images."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ from ezigen.models.location import find_weights, resolve_folder
 from ezigen.models.stack import choose_placement, no_progress_bars
 
 _IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+_CLIP = {
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+"""What the two kinds were trained with, where preprocessor_config.json does not say."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +29,20 @@ class ImageEncoder:
     size_px: int
     mean: Tensor
     std: Tensor
+
+    @property
+    def width(self) -> int:
+        """Channels D of a token."""
+        return int(self.network.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.mean.device
+
+    def to(self, device: torch.device) -> "ImageEncoder":
+        """The same encoder, its network moved to a device."""
+        return replace(self, network=self.network.to(device), mean=self.mean.to(device), std=self.std.to(device))
 
     def patch_tokens(self, images: Tensor) -> Tensor:
         """Tokens of the patches, CLS excluded: (B, N, D) for images (B, 3, H, W) in [-1, 1]."""
@@ -48,15 +67,16 @@ class ImageEncoder:
         return (pixels - self.mean) / self.std
 
 
-def load_image_encoder(location: str, device: str = "auto") -> ImageEncoder:
-    """A DINOv2 (or another transformers vision model with a CLS token first) in fp32, frozen.
+def load_image_encoder(location: str, device: str = "auto", *, part: str = "dinov2") -> ImageEncoder:
+    """A DINOv2 (or another transformers vision model with a CLS token first) in fp32, frozen; of a CLIP what sees.
 
-    location: "mini", a folder, or a hub id such as facebook/dinov2-base. Images are resized to the crop size of its
-    preprocessor_config.json (224 px for DINOv2), else to the size in its configuration. Raises ConfigurationError.
+    location: "mini" (its part), a folder, or a hub id such as facebook/dinov2-base. Images are resized to the crop
+    size of its preprocessor_config.json (224 px for DINOv2), else to the size in its configuration. Raises
+    ConfigurationError.
     """
     from transformers import AutoModel
 
-    folder = resolve_folder(location, "dinov2")
+    folder = resolve_folder(location, part)
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"image encoder {location}: config.json is missing in {folder}")
     find_weights(folder, "image_encoder")
@@ -67,13 +87,19 @@ def load_image_encoder(location: str, device: str = "auto") -> ImageEncoder:
             network = AutoModel.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"image encoder {location}: {folder} does not load: {error}") from error
+    network = getattr(network, "vision_model", network)  # the half of CLIP that sees
     network.requires_grad_(False).eval().to(place)
     preprocessing = _preprocessing(folder)
     mean, std = (torch.tensor(preprocessing[name], device=place).reshape(3, 1, 1) for name in _IMAGENET)
-    size_px = int(preprocessing.get("crop_size", {}).get("height", network.config.image_size))
+    crop = preprocessing.get("crop_size", network.config.image_size)
+    size_px = int(crop["height"] if isinstance(crop, dict) else crop)
     return ImageEncoder(network, size_px, mean, std)
+
+
+def _is_clip(folder: Path) -> bool:
+    return str(json.loads((folder / "config.json").read_bytes()).get("model_type", "")).startswith("clip")
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
-    return {**_IMAGENET, **(json.loads(path.read_bytes()) if path.is_file() else {})}
+    return {**(_CLIP if _is_clip(folder) else _IMAGENET), **(json.loads(path.read_bytes()) if path.is_file() else {})}

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ezigen.adapters.attach import AdapterSet, SubjectKV
+from ezigen.adapters.card import check_subject_encoder
 from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig
 from ezigen.diffusion import CLEAN, NoiseSource
 from ezigen.images.canvas import Canvas
@@ -28,7 +29,7 @@ from ezigen.sampling.editing import (
     prepare_edit,
 )
 from ezigen.sampling.request import OnStep, Phase, Request, Sample, StepReport, StopReason
-from ezigen.sampling.subjects import combine_subjects, encode_subject, fill_slots
+from ezigen.sampling.subjects import check_subject_crop, combine_subjects, encode_subject, prepare_subjects
 from ezigen.subject import SubjectEncoder
 
 MAX_TEXTS = 256
@@ -76,7 +77,9 @@ class Generator:
         *,
         num_slots: int | None = None,
     ) -> None:
-        """Raises ConfigurationError when the sampler needs adapters or an image encoder that is not there."""
+        """Raises ConfigurationError when the sampler needs adapters, an image encoder or OpenCV that is not there, or a
+        timestep of a subject encoder that knows none.
+        """
         if adapters is None and sampler.mode != "text_only":
             raise ConfigurationError(f"mode {sampler.mode} needs an adapter; pass one, or use mode text_only")
         if stop_encoder is None and sampler.stops_by_image:
@@ -84,6 +87,9 @@ class Generator:
                 "loops.stop similarity needs an image encoder (DINOv2 or CLIP); pass one, or use fixed loops or "
                 "loops.measure latent"
             )
+        check_subject_crop(sampler)
+        if adapters is not None:
+            check_subject_encoder(adapters.subject_encoder_kind, sampler, "the adapter")
         self.stack = stack
         self.sampler = sampler
         self._adapters = adapters
@@ -91,7 +97,7 @@ class Generator:
         self._num_slots = num_slots
         self._noise = NoiseSource()
         self._denoiser = Denoiser(stack, adapters, sampler, self._noise)
-        self._subject_encoder = SubjectEncoder(stack, self._noise)
+        self._subject_encoder = SubjectEncoder(stack, self._noise, adapters.subject_encoder if adapters else None)
         self._steps = plan_steps(stack.schedule.timesteps(sampler.num_steps))
         self._texts: dict[str | None, TextCondition] = {}
 
@@ -100,11 +106,11 @@ class Generator:
         """One sample per request, in their order, denoised together.
 
         on_step is called after every denoising step and may raise to end the batch. Raises ItemError for a request
-        without a subject picture in a mode that needs one, for an edit that cannot be made (see `prepare_edit`), and
-        for an image that is not finite.
+        without a subject picture in a mode that needs one, or without the face that it is to be cropped to, for an edit
+        that cannot be made (see `prepare_edit`), and for an image that is not finite.
         """
         if self.sampler.mode != "text_only":
-            requests = [fill_slots(request, self.sampler, self.stack.image_size_px) for request in requests]
+            requests = [prepare_subjects(request, self.sampler, self.stack.image_size_px) for request in requests]
         samples: dict[int, Sample] = {}
         for rows in self._groups(requests):
             made = self._generate_together([requests[row] for row in rows], on_step)

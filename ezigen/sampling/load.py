@@ -2,9 +2,17 @@
 
 from pathlib import Path
 
-from ezigen.adapters import attach_adapters, import_checkpoint, load_adapter, read_card, resolve_adapter
+from ezigen.adapters import (
+    add_subject_encoder,
+    attach_adapters,
+    detach_adapters,
+    import_checkpoint,
+    load_adapter,
+    read_card,
+    resolve_adapter,
+)
 from ezigen.adapters.attach import AdapterSet
-from ezigen.adapters.card import WEIGHTS_FILE
+from ezigen.adapters.card import CARD_FILE, WEIGHTS_FILE
 from ezigen.config import ConfigurationError, ModelConfig, SamplerConfig
 from ezigen.models.image_encoder import load_image_encoder
 from ezigen.models.stack import Stack, load_stack
@@ -43,7 +51,9 @@ def _load_adapters(model: ModelConfig, stack: Stack) -> AdapterSet:
 
 
 def attach_to_stack(stack: Stack, folder: Path) -> AdapterSet:
-    """Attach the adapter of a folder, ours or the authors' checkpoint, to the stack's UNet."""
+    """Attach the adapter of a folder, ours or the authors' checkpoint, to the stack's UNet, with its own subject
+    encoder where its card names one.
+    """
     if not (folder / WEIGHTS_FILE).is_file():
         adapters = attach_adapters(stack.unet, extra_residual=True)
         import_checkpoint(folder, adapters)
@@ -53,6 +63,13 @@ def attach_to_stack(stack: Stack, folder: Path) -> AdapterSet:
         adapters = attach_adapters(stack.unet, extra_residual=card.extra_residual, blocks=card.blocks)
     except ValueError as error:
         raise ConfigurationError(f"adapter {folder}: {error}; it was trained on another model") from error
+    try:
+        add_subject_encoder(
+            adapters, stack.unet, card.subject_encoder, location=card.image_encoder, device=stack.device
+        )
+    except ConfigurationError as error:
+        detach_adapters(stack.unet)
+        raise ConfigurationError(f"adapter {folder}: {error}; or set image_encoder in its {CARD_FILE}") from error
     load_adapter(adapters, folder, base_fingerprint=stack.fingerprint)
     return adapters
 

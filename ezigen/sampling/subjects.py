@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ezigen.config import ErrorCode, ItemError, SamplerConfig
+from ezigen.config import ErrorCode, ItemError, SamplerConfig, SubjectEncoderKind
 from ezigen.diffusion import CLEAN
 from ezigen.images import Picture, fit_square
+from ezigen.images.faces import SUBJECT_MARGIN, crop_face, load_opencv
 from ezigen.images.picture import squash_square
 from ezigen.models.pixels import to_pixels
 from ezigen.sampling.request import Request
@@ -30,15 +31,25 @@ def check_subjects(request: Request) -> None:
         raise ItemError(ErrorCode.ROW_INVALID, message)
 
 
-def fill_slots(request: Request, sampler: SamplerConfig, size_px: int) -> Request:
-    """The request with blank pictures, of no class, in the slots that it leaves empty; see SamplerConfig.subject_slots.
+def check_subject_crop(sampler: SamplerConfig) -> None:
+    """Raises ConfigurationError where pictures are to be cropped to faces and nothing here finds any."""
+    if sampler.subject_crop == "face":
+        load_opencv()
 
-    Raises ItemError as `check_subjects`, and for a request without a picture.
+
+def prepare_subjects(request: Request, sampler: SamplerConfig, size_px: int) -> Request:
+    """The request with its pictures cropped (SamplerConfig.subject_crop) and blank ones, of no class, in the slots that
+    it leaves empty (subject_slots).
+
+    Raises ItemError as `check_subjects`, for a request without a picture, and for a picture without the face that it is
+    to be cropped to.
     """
     if not request.subjects:
         message = f"{request.key}: mode {sampler.mode} needs at least one subject picture"
         raise ItemError(ErrorCode.ROW_INVALID, message)
     check_subjects(request)
+    if sampler.subject_crop == "face":
+        request = _crop_to_faces(request)
     num_missing = sampler.subject_slots - len(request.subjects)
     if request.mix or num_missing <= 0:
         return request
@@ -50,14 +61,30 @@ def fill_slots(request: Request, sampler: SamplerConfig, size_px: int) -> Reques
     )
 
 
-def check_features(request: Request, sampler: SamplerConfig) -> None:
-    """Raises ItemError where a request brings features that this sampler would not have made of its pictures."""
+def _crop_to_faces(request: Request) -> Request:
+    cropped = []
+    for number, picture in enumerate(request.subjects, start=1):
+        face = crop_face(picture, SUBJECT_MARGIN)
+        if face is None:
+            which = f"{request.key}: subject picture {number} of {len(request.subjects)}"
+            remedy = "give another picture, or set sampler.subject_crop none"
+            raise ItemError(ErrorCode.FACE_MISSING, f"{which} shows no face from the front; {remedy}")
+        cropped.append(face)
+    return replace(request, subjects=tuple(cropped))
+
+
+def check_features(request: Request, sampler: SamplerConfig, encoder: SubjectEncoderKind = "frozen") -> None:
+    """Raises ItemError where a request brings features that this sampler, or the adapters' own subject encoder, would
+    not have made of its pictures.
+    """
     reasons = [
         name
         for name, differs in (
             ("t_sub adaptive", sampler.is_adaptive),
             ("subject_noise item", sampler.subject_noise == "item"),
             ("subject_fit squash", sampler.subject_fit == "squash"),
+            ("subject_crop face", sampler.subject_crop == "face"),
+            (f"an adapter whose subject encoder is {encoder}", encoder != "frozen"),
         )
         if differs
     ]

@@ -1,4 +1,4 @@
-"""What the UNet is told about each sample: its caption and its subjects. Frozen networks only, without gradients."""
+"""What the UNet is told about each sample: its caption and its subjects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ezigen.config import ConfigurationError
-from ezigen.diffusion import NoiseSource
 from ezigen.models import Stack, TextCondition, encode_prompts, transformer_blocks
 from ezigen.models.stack import encode_token_ids
-from ezigen.subject import SUBJECT_PROMPT, SubjectEncoder, SubjectFeatures, encode_latents
+from ezigen.subject import SUBJECT_PROMPT, LearnedEncoder, SubjectEncoder, SubjectFeatures
 from ezigen.training.batch import TrainBatch
 from ezigen.training.draws import Draws
 
@@ -33,25 +32,40 @@ class Conditioner:
     t_sub and template are those of the feature store: recomputed features then equal stored ones. padded_slots: as
     many slots per sample always exist, missing ones filled with a blank picture (the released code); 0: missing slots
     are not attended to. adaptive: every sample's subjects are encoded at its own timestep instead (paper, Table 4).
-    Adapters on the stack's UNet must be idle.
+    learned: what encodes the subjects instead of the frozen UNet; the tokens then have a gradient, where gradients are
+    enabled. Adapters on the stack's UNet must be idle.
     """
 
     def __init__(
-        self, stack: Stack, *, t_sub: int, template: str = SUBJECT_PROMPT, padded_slots: int = 0, adaptive: bool = False
+        self,
+        stack: Stack,
+        *,
+        t_sub: int,
+        template: str = SUBJECT_PROMPT,
+        padded_slots: int = 0,
+        adaptive: bool = False,
+        learned: LearnedEncoder | None = None,
     ) -> None:
         self._stack = stack
+        self._learned = learned
+        self._encoder = SubjectEncoder(stack, learned=learned)
         self._t_sub, self._template, self._padded_slots = t_sub, template, padded_slots
         self._adaptive = adaptive
         self._widths = {name: block.norm1.weight.shape[0] for name, block in transformer_blocks(stack.unet).items()}
         self._prompts: dict[str | None, TextCondition] = {}
         self._blank: SubjectFeatures | None = None
 
-    @torch.no_grad()
     def conditions(self, batch: TrainBatch, draws: Draws) -> Conditions:
         """Captions and subjects, without what the draws drop.
 
-        Raises ConfigurationError for stored features where each sample needs those of its own timestep.
+        Raises ConfigurationError for stored features where each sample needs those of its own timestep, or of an
+        encoder that learns.
         """
+        if self._learned is not None and batch.features is not None:
+            raise ConfigurationError(
+                f"subject_encoder {self._learned.kind}: the batch has features of the frozen UNet; use a store of "
+                "latents"
+            )
         if self._adaptive and batch.features is not None:
             raise ConfigurationError(
                 f"subject_timestep adaptive: the batch has features of t_sub {self._t_sub}; use a store of latents"
@@ -77,7 +91,10 @@ class Conditioner:
 
     def _nothing(self, num_samples: int) -> SubjectFeatures:
         like = torch.empty(0, device=self._stack.device, dtype=self._stack.dtype)
-        return SubjectFeatures({name: like.new_empty(num_samples, 0, n) for name, n in self._widths.items()})
+        if self._learned is not None:
+            # Gradients of zero, not none: every step then moves the same weights, and processes that share one agree.
+            like = torch.cat([tensor.flatten()[:0] for tensor in self._learned.tensors().values()])
+        return SubjectFeatures({name: like.reshape(num_samples, 0, n) for name, n in self._widths.items()})
 
     def _recompute(self, batch: TrainBatch, draws: Draws) -> SubjectFeatures:
         """Features of the subjects that exist and are kept; the other slots are masked."""
@@ -97,13 +114,9 @@ class Conditioner:
 
     def _encode(self, latents: Tensor, classes: Sequence[str], t: Tensor) -> SubjectFeatures:
         """As SubjectEncoder at timesteps (M,), from latents (M, c, h, w) instead of pictures."""
-        stack = self._stack
-        noise = NoiseSource().noise(0, "subject", 0, 0, latents.shape[1:]).to(stack.device).expand_as(latents)
-        t = t.to(stack.device)
-        noisy = stack.schedule.add_noise(latents.float(), noise, t)
         prompts = [self._template.replace("{subject_class}", name) for name in classes]
         text = TextCondition.cat([self._prompt(prompt) for prompt in prompts])
-        return encode_latents(stack.unet, noisy.to(stack.dtype), t, text, px_per_latent=stack.px_per_latent)
+        return self._encoder.encode_stored(latents, text, t)
 
     def _prompt(self, prompt: str | None) -> TextCondition:
         """Batch 1. Each is encoded alone, so that its bits do not depend on which others came before a resume."""
@@ -130,11 +143,13 @@ class Conditioner:
         return SubjectFeatures(tokens, None if complete else filled)
 
     def _blank_features(self) -> SubjectFeatures:
-        if self._blank is None:
-            white = torch.ones(1, 3, self._stack.image_size_px, self._stack.image_size_px)
-            encoder = SubjectEncoder(self._stack)
-            self._blank = encoder.encode(white, [""], t_sub=self._t_sub, template=self._template)
-        return self._blank
+        if self._blank is not None:
+            return self._blank
+        white = torch.ones(1, 3, self._stack.image_size_px, self._stack.image_size_px)
+        blank = self._encoder.encode(white, [""], t_sub=self._t_sub, template=self._template)
+        if self._learned is None:  # one that learns sees it with other eyes at every step
+            self._blank = blank
+        return blank
 
 
 @torch.no_grad()

@@ -34,7 +34,10 @@ class Draws:
 
 
 def draw(config: TrainingConfig, batch: TrainBatch) -> Draws:
-    """Uniform timesteps, unit noise, a draw of the posterior, and dropouts at the configured rates (paper 4.1)."""
+    """Uniform timesteps, unit noise, a draw of the posterior, and dropouts at the configured rates (paper 4.1).
+
+    Raises ValueError for a rate that is still `auto`; see TrainingConfig.for_model.
+    """
     seed, positions = config.seed, batch.positions.tolist()
     shape = batch.mean.shape[1:]
     return Draws(
@@ -42,7 +45,7 @@ def draw(config: TrainingConfig, batch: TrainBatch) -> Draws:
         noise=_noise(seed, positions, "noise", shape),
         posterior_noise=_noise(seed, positions, "posterior", shape) if config.sample_posterior else None,
         keeps_subject=_keeps(seed, positions, "subject", config.subject_dropout),
-        keeps_text=_keeps(seed, positions, "text", config.text_dropout),
+        keeps_text=_keeps(seed, positions, "text", float(config.text_dropout)),
     )
 
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ezigen.adapters import (
     AdapterCard,
     AdapterSet,
+    add_subject_encoder,
     attach_adapters,
     detach_adapters,
     import_checkpoint,
@@ -21,9 +22,10 @@ from ezigen.adapters import (
     read_card,
     save_adapter,
 )
+from ezigen.adapters.encoders import locate_image_encoder
 from ezigen.config import ConfigurationError, TrainingConfig
 from ezigen.models import Stack
-from ezigen.subject import SUBJECT_PROMPT
+from ezigen.subject import SUBJECT_PROMPT, ProjectedTokens, TrainedUNet
 from ezigen.training import state as files
 from ezigen.training.batch import SOURCES, TrainBatch
 from ezigen.training.conditions import Conditioner
@@ -35,12 +37,14 @@ from ezigen.training.report import StepReport, TrainingDiverged
 
 
 class Learner:
-    """Trains the adapters of a stack's UNet, step by step; everything else stays frozen.
+    """Trains the adapters of a stack's UNet, and their own subject encoder if they have one, step by step; everything
+    else stays frozen.
 
     The stack is taken over: its networks are cast to the run's precision, so use `learner.stack` from here on. Where a
     torch.distributed process group of several processes exists, each of them makes a learner and calls train_step with
     its share of the same global batch. initial: an adapter folder (ours or the authors' checkpoint) to start from;
-    None starts from copies of the self-attention layers (Section 3.1).
+    None starts from copies of the self-attention layers (Section 3.1). base_model: the name of the stack's model, by
+    which `auto` chooses an image encoder for subjects.
 
     Raises ConfigurationError for settings that do not fit the stack or the initial adapter.
     """
@@ -54,13 +58,15 @@ class Learner:
         t_sub: int,
         template: str = SUBJECT_PROMPT,
         initial: Path | None = None,
+        base_model: str = "",
     ) -> None:
+        config = config.for_model(xl=stack.text_encoder_2 is not None)
         _check_timesteps(config, stack)
         self.step = 0
         self.num_steps = num_steps
         self.precision = choose_precision(config, stack.device)
         check_precision(stack, self.precision)
-        self.adapters = _attach(stack, config, initial)
+        self.adapters = _attach(stack, config, initial, base_model)
         self.stack = cast_stack(stack, self.precision)
         self._config = config
         self._identity = {
@@ -71,6 +77,8 @@ class Learner:
             "template": template,
             "precision": self.precision,
         }
+        if isinstance(learned := self.adapters.subject_encoder, ProjectedTokens):
+            self._identity["image_encoder"] = learned.source.fingerprint
         padded_slots = 0 if config.mask_padding else config.max_subjects
         self._conditioner = Conditioner(
             self.stack,
@@ -78,6 +86,7 @@ class Learner:
             template=template,
             padded_slots=padded_slots,
             adaptive=config.subject_timestep == "adaptive",
+            learned=learned,
         )
         self._world_size = distributed.get_world_size() if _is_distributed() else 1
         self._objective = self._wrap(_Objective(self))
@@ -88,6 +97,8 @@ class Learner:
         self._average = WeightAverage(self._parameters, decay) if decay else None
         if config.gradient_checkpointing:
             self.stack.unet.enable_gradient_checkpointing(self._run_again_later)
+            if isinstance(learned, TrainedUNet):
+                learned.unet.enable_gradient_checkpointing(self._run_again_later)
 
     def close(self) -> None:
         """Takes the adapters out of the UNet again."""
@@ -294,27 +305,55 @@ def _check_timesteps(config: TrainingConfig, stack: Stack) -> None:
             )
 
 
-def _attach(stack: Stack, config: TrainingConfig, initial: Path | None) -> AdapterSet:
+def _attach(stack: Stack, config: TrainingConfig, initial: Path | None, base_model: str) -> AdapterSet:
     """Trainable adapters in fp32, whatever the networks are in."""
-    is_ours = initial is not None and (initial / files.WEIGHTS_FILE).is_file()
-    if initial is not None:
-        given = read_card(initial).extra_residual if is_ours else True
-        if given != config.extra_residual:
-            raise ConfigurationError(
-                f"initial adapter {initial}: trained with extra_residual {given}; set training.extra_residual to it"
-            )
+    card = _initial_card(config, initial)
     try:
         adapters = attach_adapters(
             stack.unet, extra_residual=config.extra_residual, blocks=config.adapter_blocks
         ).float()
     except ValueError as error:
         raise ConfigurationError(f"training.adapter_blocks: {error}") from error
+    kind = config.subject_encoder
+    location = locate_image_encoder(kind, config.subject_image_encoder, base_model)
     try:
-        if initial is not None and is_ours:
-            load_adapter(adapters, initial, base_fingerprint=stack.fingerprint)
-        elif initial is not None:
-            import_checkpoint(initial, adapters)
+        if card.subject_encoder == "frozen":  # its adapters begin, the encoder begins afresh
+            _load_initial(adapters, stack, initial)
+        add_subject_encoder(adapters, stack.unet, kind, location=location, device=stack.device, seed=config.seed)
+        if card.subject_encoder != "frozen":
+            _load_initial(adapters, stack, initial)
     except ConfigurationError:
         detach_adapters(stack.unet)
         raise
     return adapters
+
+
+def _initial_card(config: TrainingConfig, initial: Path | None) -> AdapterCard:
+    """The card of the adapter to start from, that of a new one where there is none. Raises ConfigurationError where it
+    does not go with the settings.
+    """
+    if initial is None:
+        return AdapterCard()
+    card = read_card(initial) if _is_ours(initial) else AdapterCard(extra_residual=True)
+    if card.extra_residual != config.extra_residual:
+        raise ConfigurationError(
+            f"initial adapter {initial}: trained with extra_residual {card.extra_residual}; set "
+            "training.extra_residual to it"
+        )
+    if card.subject_encoder not in ("frozen", config.subject_encoder):
+        raise ConfigurationError(
+            f"initial adapter {initial}: trained with subject_encoder {card.subject_encoder}; set "
+            "training.subject_encoder to it"
+        )
+    return card
+
+
+def _load_initial(adapters: AdapterSet, stack: Stack, initial: Path | None) -> None:
+    if initial is not None and _is_ours(initial):
+        load_adapter(adapters, initial, base_fingerprint=stack.fingerprint)
+    elif initial is not None:
+        import_checkpoint(initial, adapters)
+
+
+def _is_ours(initial: Path) -> bool:
+    return (initial / files.WEIGHTS_FILE).is_file()

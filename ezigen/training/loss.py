@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ezigen.adapters import AdapterSet
-from ezigen.adapters.attach import mixed_precision
 from ezigen.diffusion import NoiseSchedule
 from ezigen.models import Stack, call_unet
+from ezigen.models.precision import mixed_precision
 from ezigen.training.batch import TrainBatch
 from ezigen.training.conditions import Conditions
 from ezigen.training.draws import Draws

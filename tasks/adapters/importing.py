@@ -3,7 +3,6 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +47,7 @@ def _take_folder(folder: Path, model: str, stage: Path) -> AdapterCard:
     from ezigen.models import model_fingerprint
 
     fingerprint, card = model_fingerprint(model), read_card(folder)
-    adapters = _attach_to_shapes(model, extra_residual=card.extra_residual, blocks=card.blocks)
+    adapters = _attach_to_shapes(model, card)
     card = load_adapter(adapters, folder, base_fingerprint=fingerprint)
     for path in folder.iterdir():
         if path.name == WEIGHTS_FILE or path.suffix.lower() in PICTURES:
@@ -63,18 +62,20 @@ def _take_checkpoint(folder: Path, model: str, stage: Path) -> AdapterCard:
     from ezigen.models import model_fingerprint
 
     fingerprint = model_fingerprint(model)
-    adapters = _attach_to_shapes(model, extra_residual=True)
+    adapters = _attach_to_shapes(model, AdapterCard(extra_residual=True))
     import_checkpoint(folder, adapters)
     facts: dict[str, str | int | float | bool] = {"imported_from": folder.name}
     return save_adapter(adapters, stage, AdapterCard(base_model=model, base_fingerprint=fingerprint, training=facts))
 
 
-def _attach_to_shapes(model: str, *, extra_residual: bool, blocks: Sequence[str] = ()) -> "AdapterSet":
-    """Adapters of the model's shapes with nothing in them yet. Only the UNet's configuration is read."""
+def _attach_to_shapes(model: str, card: AdapterCard) -> "AdapterSet":
+    """Adapters of the model's shapes, as the card describes them, with nothing in them yet. Of the model only the
+    UNet's configuration is read.
+    """
     import torch
     from diffusers import UNet2DConditionModel
 
-    from ezigen.adapters import attach_adapters
+    from ezigen.adapters import add_subject_encoder, attach_adapters
     from ezigen.models.location import check_stack_folder, resolve_folder
 
     folder = resolve_folder(model)
@@ -83,6 +84,8 @@ def _attach_to_shapes(model: str, *, extra_residual: bool, blocks: Sequence[str]
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(config)
     try:
-        return attach_adapters(unet, extra_residual=extra_residual, blocks=blocks).to_empty(device="cpu")
+        adapters = attach_adapters(unet, extra_residual=card.extra_residual, blocks=card.blocks)
     except ValueError as error:
         raise ConfigurationError(f"model {model}: the adapter does not fit it: {error}") from error
+    add_subject_encoder(adapters, unet, card.subject_encoder, location=card.image_encoder)
+    return adapters.to_empty(device="cpu")

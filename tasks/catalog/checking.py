@@ -65,10 +65,11 @@ class RowChecker:
 
     def refusal_key(self, code: ErrorCode, values: Values) -> str:
         """A key that depends on what the wrong row says; identical rows share it until they are told apart."""
-        box = values.get("mask_box")
-        names = [*(name for name in COLUMNS if name != "mask_box"), BROKEN]
-        # The column is younger than the others: without a value it leaves the keys that there are as they are.
-        return self.keys.of_refusal(code, [*(values.get(name) for name in names), *([box] if box else [])])
+        box, mix = values.get("mask_box"), values.get("subject_mix")
+        names = [*(name for name in COLUMNS if name not in ("mask_box", "subject_mix")), BROKEN]
+        # These columns are younger than the others: without a value they leave the keys that there are as they are.
+        younger = [*([box] if box else []), *(["subject_mix", mix] if mix else [])]
+        return self.keys.of_refusal(code, [*(values.get(name) for name in names), *younger])
 
 
 def occurrence_key(key: str, occurrence: int) -> str:
@@ -157,6 +158,7 @@ class BatchChecker:
             pc.is_null(column("source_uri")),
             pc.is_null(column("mask_uri")),
             pc.is_null(column("mask_box")),
+            pc.is_null(column("subject_mix")),
             _is_plain_text(column("item_id"), MAX_ITEM_ID_CHARS),
             _is_plain_text(column("prompt"), MAX_PROMPT_CHARS),
             _is_absent_or(_is_plain_class, column("subject_class")),

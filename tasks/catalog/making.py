@@ -257,6 +257,7 @@ def _to_request(
         seed=row.seed,
         preview=settings.wants_preview(item.item_key),
         features=features,
+        mix=row.subject_mix,
         edit=edit,
     )
 

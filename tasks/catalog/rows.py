@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from ezigen.config import ErrorCode, ItemError
 
 REQUIRED_COLUMNS = ("item_id", "subject_uri", "subject_class", "prompt")
-OPTIONAL_COLUMNS = ("negative_prompt", "seed", "subject_mask_uri", "source_uri", "mask_uri", "mask_box")
+OPTIONAL_COLUMNS = ("negative_prompt", "seed", "subject_mask_uri", "source_uri", "mask_uri", "mask_box", "subject_mix")
 COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
 
 MAX_ITEM_ID_CHARS = 256
@@ -44,6 +45,8 @@ class CatalogRow:
     source_uri: str | None = None
     mask_uri: str | None = None
     mask_box: tuple[int, int, int, int] | None = None
+    subject_mix: tuple[float, ...] = ()
+    """By subject picture its share, all together 1; empty: the pictures are not mixed."""
 
     @property
     def edits(self) -> bool:
@@ -104,7 +107,8 @@ class ItemKeys:
         ["ezigen-item/1", sampler digest, model fingerprint, adapter fingerprint, item_id, [subject_uri, ...],
          subject_class, prompt, negative_prompt, seed, subject_mask_uri, source_uri, mask_uri]
 
-    and for a row with a source_uri two more, mask_box ([x0, y0, x1, y1] or null) and the digest of sampler.edit.
+    and for a row with a source_uri two more, mask_box ([x0, y0, x1, y1] or null) and the digest of sampler.edit; for a
+    row with a subject_mix, last, its shares ([0.25, 0.75], a whole 1 being 1.0).
     The row's values are those after `parse_row`: surrounding white space removed, the seed filled in, absent locations
     null. Locations count as written, not as resolved, so a catalog that moves with its pictures keeps its keys.
     """
@@ -130,6 +134,8 @@ class ItemKeys:
         ]
         if row.edits:
             fields += [row.mask_box, self._edit]
+        if row.subject_mix:
+            fields.append(row.subject_mix)
         return digest_hex(self.prefix + to_canonical(fields)[1:])
 
     def of_refusal(self, code: ErrorCode, raw: Sequence[object]) -> str:
@@ -193,6 +199,28 @@ def split_classes(cell: str, num_subjects: int) -> tuple[str, ...]:
     return tuple(name.strip() for name in classes)
 
 
+def parse_mix(cell: str | None, num_subjects: int) -> tuple[float, ...]:
+    """The share of each subject picture, of "[0.25, 0.75]"; none if not given. Raises ItemError(ROW_INVALID)."""
+    text = (cell or "").strip()
+    if not text:
+        return ()
+    try:
+        shares = json.loads(text)
+    except (ValueError, RecursionError):
+        shares = None
+    if not isinstance(shares, list) or not all(_is_number(share) for share in shares):
+        raise _refused("subject_mix", f"is {text[:40]!r}; write a JSON array of shares, such as [0.25, 0.75]")
+    if len(shares) != num_subjects:
+        raise _refused("subject_mix", f"lists {len(shares)} shares for {num_subjects} pictures; give one for each")
+    if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise _refused("subject_mix", f"is {text[:80]}; shares are at least 0 and 1 together")
+    return tuple(float(share) for share in shares)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def parse_row(index: int, values: Mapping[str, str | None], subject_uris: Sequence[str] | None = None) -> CatalogRow:
     """A checked row from its texts; None and "" mean "not given". `subject_uris` overrides the cell of that name.
 
@@ -227,6 +255,7 @@ def parse_row(index: int, values: Mapping[str, str | None], subject_uris: Sequen
         source_uri=source,
         mask_uri=mask,
         mask_box=box,
+        subject_mix=parse_mix(values.get("subject_mix"), len(subjects)),
     )
 
 

@@ -57,11 +57,12 @@ class SubjectSource:
 
 
 def _check_storable(sampler: "SamplerConfig") -> None:
-    """Stored features were made once, of padded pictures with one noise."""
+    """Stored features were made once, of whole, padded pictures with one noise."""
     for name, only in (
         ("t_sub", not sampler.is_adaptive),
         ("subject_noise", sampler.subject_noise == "fixed"),
         ("subject_fit", sampler.subject_fit == "pad"),
+        ("subject_crop", sampler.subject_crop == "none"),
     ):
         if not only:
             raise ConfigurationError(

@@ -254,6 +254,8 @@ class _JsonReader:
 def _json_text(name: str, value: object) -> str | None:
     if isinstance(value, list) and name == "subject_uri" and all(isinstance(uri, str) for uri in value):
         return _unicode(name, join_uris(value))
+    if isinstance(value, list) and name == "subject_mix":
+        return _unicode(name, json.dumps(value))
     if value is None or isinstance(value, str):
         return _unicode(name, value)
     if isinstance(value, int | float) and not isinstance(value, bool) and (name == "seed" or isinstance(value, int)):
@@ -302,9 +304,15 @@ def _arrow_text(name: str, array: pa.Array) -> tuple[pa.Array, pa.Array | None]:
         return array.cast(pa.string()), None
     if pa.types.is_floating(kind):
         return _float_text(name, array)
-    if name == "subject_uri" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(kind.value_type):
+    if name == "subject_uri" and _is_list(kind) and _is_text(kind.value_type):
         return _joined_lists(array), None
+    if name == "subject_mix" and _is_list(kind) and pa.types.is_floating(kind.value_type):
+        return pa.array([None if mix is None else json.dumps(mix) for mix in array.to_pylist()], pa.string()), None
     raise ConfigurationError(f"column {name} has the type {kind}; it must be text.")
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError, ModelConfig, SamplerConfig, StackConfig
+from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError, ModelConfig, SamplerConfig
 from tasks.catalog.plan import CatalogPlan, plan_catalog
 from tasks.catalog.progress import Progress
 from tasks.catalog.results import ResultRow
@@ -250,7 +250,7 @@ def _measure(
     work = ScoreWork(
         output,
         shards,
-        StackConfig(model=model.model, device=workers.device),
+        model.model_copy(update={"device": workers.device}),
         replace(pictures, allowed_roots=(*pictures.allowed_roots, output.root_uri)),
         num_threads=workers.num_threads,
     )

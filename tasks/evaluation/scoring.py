@@ -4,17 +4,20 @@ scores/<shard>.parquet is named by what it holds, and written whole: what is the
 names the image's bytes, the case's pictures and words, and the encoders, so a changed one is measured anew.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ezigen.config import ConfigurationError, ErrorCode, ItemError, StackConfig
+from ezigen.config import ConfigurationError, ErrorCode, ItemError, ModelConfig
 from ezigen.images import Picture, decode_picture
+from ezigen.models.fingerprint import fingerprint_files
 from tasks.catalog.rows import digest_hex, to_canonical
 from tasks.evaluation.benchmarks import BenchmarkCase
 from tasks.sharding.report import ShardReport, store_file
@@ -95,7 +98,7 @@ class ScoreWork:
 
     output: OutputFolder
     shards: Mapping[str, tuple[ScoreJob, ...]] = field(repr=False)
-    model: StackConfig
+    model: ModelConfig
     locations: Locations
     """How the benchmark's pictures and the images are reached."""
     num_threads: int = 1
@@ -104,12 +107,11 @@ class ScoreWork:
         """Loads the encoders."""
         import torch
 
-        from ezigen.config import ModelConfig
         from ezigen.metrics import Measurer, load_scorer
 
         torch.set_num_threads(self.num_threads)
-        scorer = load_scorer(ModelConfig(model=self.model.model, device=self.model.device))
-        self._measurer: Measurer = Measurer(scorer.clip, scorer.dino)
+        scorer = load_scorer(self.model)
+        self._measurer: Measurer = Measurer(scorer.clip, scorer.dino, scorer.face)
 
     def make(self, shard: str) -> ShardReport:
         """Measures the images of a shard and stores their rows."""
@@ -168,22 +170,29 @@ class ScoreWork:
         return known[uri]
 
 
-def encoders_digest(model: StackConfig) -> str:
+def encoders_digest(model: ModelConfig) -> str:
     """32 hex digits of the encoders that measure for this model: of their files, so that other weights are others.
 
     Raises ConfigurationError, with a remedy, where one is missing: figures without it would be no comparison.
     """
     from ezigen.metrics import CLIP_MODEL, DINO_MODEL
-    from ezigen.models.fingerprint import fingerprint_files
     from ezigen.models.location import resolve_folder
 
     is_mini = model.model == "mini"
-    folders = [
-        resolve_folder("mini" if is_mini else location, part)
-        for location, part in ((CLIP_MODEL, "clip"), (DINO_MODEL, "dinov2"))
-    ]
-    prints = [fingerprint_files(f, (p for p in f.iterdir() if p.suffix in {".json", ".safetensors"})) for f in folders]
+    named = [("mini" if is_mini else CLIP_MODEL, "clip"), ("mini" if is_mini else DINO_MODEL, "dinov2")]
+    prints = [_folder_fingerprint(resolve_folder(*one)) for one in named]
+    if model.face_encoder:
+        path = Path(model.face_encoder).expanduser()
+        prints.append(
+            hashlib.sha256(path.read_bytes()).hexdigest()
+            if path.is_file()
+            else _folder_fingerprint(resolve_folder(model.face_encoder, "dinov2"))
+        )
     return digest_hex(to_canonical(prints))
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    return fingerprint_files(folder, (p for p in folder.iterdir() if p.suffix in {".json", ".safetensors"}))
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -44,6 +44,7 @@ def inspect_adapter(folder: Path, uri: str = "", sheet: bytes | None = None) -> 
             ("made for", f"{card.base_model or 'unknown'} {card.base_fingerprint}".strip()),
             ("adapters", f"{card.num_adapters:,} with {card.num_parameters:,} numbers"),
             *([("only in", ", ".join(card.blocks))] if card.blocks else []),
+            *([("subject encoder", card.describe_encoder())] if card.subject_encoder != "frozen" else []),
             ("extra residual", "yes, as in the authors' release" if card.extra_residual else "no"),
             *([("published as", f"{card.name}@{card.version}")] if card.version else []),
             *settings_facts("training", card.training),

@@ -73,6 +73,11 @@ EXPLANATIONS: Mapping[ErrorCode, Explanation] = MappingProxyType(
             "Mask and picture differ in size, or the mask marks nothing.",
             "Export the mask again at the picture's size.",
         ),
+        ErrorCode.FACE_MISSING: Explanation(
+            "The subject picture shows no face",
+            "This run crops subject pictures to a face, and finds upright ones that look into the camera.",
+            "Give a picture with such a face, or leave sampler.subject_crop none.",
+        ),
         ErrorCode.OUT_OF_MEMORY: Explanation(
             "The worker ran out of memory",
             "The item did not fit into memory even on its own.",

@@ -16,6 +16,8 @@ SCORE_NAMES = {
     "clip_i": ("CLIP-I", "likeness of the product"),
     "dino": ("DINO", "likeness of the product"),
     "dino_sub": ("DINO-sub", "likeness of the product alone"),
+    "face": ("Face", "likeness of the face"),
+    "face_found": ("Faces found", "share with a face in image and subject"),
 }
 """score -> (usual name, what it measures)."""
 

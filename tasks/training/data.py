@@ -277,6 +277,11 @@ def _uses_stored_features(store: FeatureStore, config: TrainingConfig) -> bool:
             f"training.subject_timestep is adaptive, but the feature store {where} holds tokens of t_sub "
             f"{store.identity.t_sub}. Write a store with policy latents, or set training.subject_timestep to store."
         )
+    if config.subject_encoder != "frozen" and policy != "latents":
+        raise ConfigurationError(
+            f"training.subject_encoder is {config.subject_encoder}, but the feature store {where} holds tokens of the "
+            "frozen UNet. Write a store with policy latents, or set training.subject_encoder to frozen."
+        )
     if not config.mask_padding and store.identity.tokens == "foreground":
         raise ConfigurationError(
             f"training.mask_padding is false, but the feature store {where} holds foreground tokens only, of which a "

@@ -62,7 +62,7 @@ def evaluation_digest(adapter: PublishedAdapter, model: StackConfig, config: Eva
         "adapter": adapter.card.weights_sha256,
         "model": model_fingerprint(model.model),
         "judge": hashlib.sha256(judge_file().read_bytes()).hexdigest(),
-        "config": config.model_dump(mode="json"),
+        "config": config.identity(),
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()

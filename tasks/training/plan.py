@@ -69,11 +69,14 @@ class TrainingPlan:
     def describe(self) -> list[tuple[str, str]]:
         """The plan as a table of two columns, for a terminal or a page."""
         samples = ", ".join(f"{count:,} {source}" for source, count in self.num_samples.items())
+        config = self.config
+        left_out = f"{_percent(config.subject_dropout)} of subjects, {_percent(config.text_dropout)} of captions"
         rows = [
             ("run", self.output.root_uri),
             ("training samples", samples),
             ("held-out pairs", f"{self.num_held_out:,}"),
-            ("steps", f"{self.num_steps:,} of {self.config.batch_size:,} samples ({self.num_epochs:.3g} epochs)"),
+            ("steps", f"{self.num_steps:,} of {config.batch_size:,} samples ({self.num_epochs:.3g} epochs)"),
+            ("left out", left_out),
             ("steps to do", f"{self.steps_to_do:,}"),
         ]
         if self.initial_adapter:
@@ -96,9 +99,11 @@ def plan_training(
     no finished store, if it is of another model, or if it cannot serve the configuration.
     """
     from ezigen.models import model_fingerprint
+    from ezigen.models.location import is_xl, resolve_folder
     from tasks.training.data import TrainingSet
 
     _check_locations(inputs)
+    config = config.for_model(xl=is_xl(resolve_folder(model.model)))
     check_dtype(config, model)
     model_digest = model_fingerprint(model.model)
     initial, initial_digest = _find_initial(inputs, model, locations)
@@ -137,6 +142,10 @@ def is_finished(output: OutputFolder) -> bool:
     from ezigen.adapters.card import CARD_FILE
 
     return CARD_FILE in output.list(FINAL)
+
+
+def _percent(share: float | str) -> str:
+    return f"{100 * float(share):.3g} %"
 
 
 def _digest(config: TrainingConfig, fingerprints: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
@@ -149,8 +149,7 @@ class Validator:
         if not wanted:
             return
         identity = self._training_set.identity
-        adaptive = self._config.subject_timestep == "adaptive"
-        sampler = self._monitoring.sampler(t_sub="adaptive" if adaptive else identity.t_sub)
+        sampler = self._monitoring.sampler(t_sub=subject_timestep(self._config, identity.t_sub))
         generator = Generator(self._learner.stack, self._learner.adapters, None, sampler)
         for start in range(0, len(wanted), SAMPLES_AT_ONCE):
             some = wanted[start : start + SAMPLES_AT_ONCE]
@@ -182,3 +181,10 @@ class Validator:
         if self._scorer is None:
             self._scorer = load_scorer(self._model)
         return self._scorer.score(image, prompt, [subject])
+
+
+def subject_timestep(config: TrainingConfig, stored: int) -> int | Literal["adaptive"]:
+    """The timestep at which subjects were encoded in training; an image encoder knows none, which 1 stands for."""
+    if config.subject_timestep == "adaptive":
+        return "adaptive"
+    return 1 if config.subject_encoder in ("dino", "clip") else stored

@@ -146,6 +146,7 @@ class _Worker:
             t_sub=self._data.identity.t_sub,
             template=self._data.identity.template,
             initial=_find_initial(plan, self.work.locations),
+            base_model=plan.model.model,
         )
         self._stack = self._learner.stack
         self._resume()

@@ -1,10 +1,12 @@
 """`ezigen adapters`, and a catalog run that keeps to the version that its alias meant."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from ezigen.adapters import attach_adapters
+from ezigen.adapters import AdapterCard, add_subject_encoder, attach_adapters, save_adapter
 from ezigen.config import (
     CatalogInputs,
     ClusterConfig,
@@ -86,6 +88,30 @@ def test_an_adapter_of_another_model_is_refused_before_anything_starts(uri, tiny
         check_early(job.parameters)
     with pytest.raises(ConfigurationError, match="no version v2"):
         check_early(make_job(tmp_path / "catalog/catalog.csv", tiny_folder, "owls@v2").parameters)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("dino", {"t_sub": "adaptive"}, "t_sub adaptive: adapter here encodes subjects by dino"),
+        ("trained", {}, r"features_uri: .* adapter here encodes them by a trained copy of the UNet.*leave"),
+    ],
+)
+def test_what_an_adapters_own_encoder_cannot_do_is_refused_early(
+    tiny_folder, tmp_path, monkeypatch, kind, changes, message
+):
+    monkeypatch.chdir(tmp_path)
+    unet = tiny_unet()
+    adapters = attach_adapters(unet)
+    add_subject_encoder(adapters, unet, kind, location=str(tiny_folder / "dinov2"))
+    save_adapter(adapters, tmp_path / "here", AdapterCard())
+    job = make_job(write_catalog(tmp_path / "catalog", 1), tiny_folder, "here")
+    check_early(job.parameters)
+    sampler = job.parameters.sampler.model_copy(update=changes)
+    inputs = job.parameters.inputs.model_copy(update={} if changes else {"features_uri": "features"})
+    with pytest.raises(ConfigurationError, match=message):
+        check_early(replace(job.parameters, sampler=sampler, inputs=inputs))
+    check_early(replace(job.parameters, sampler=sampler.model_copy(update={"mode": "text_only"})))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from ezigen.adapters import (
     AdapterCard,
     adapter_fingerprint,
+    add_subject_encoder,
     attach_adapters,
     import_checkpoint,
     load_adapter,
@@ -104,6 +105,30 @@ def test_one_of_our_folders_keeps_its_bytes_and_so_its_fingerprint(registry, tmp
     assert published.card.training == read_card(SHIPPED).training
     again = import_adapter(published.uri, "toys", "mini", Registry(str(tmp_path / "other")))
     assert adapter_fingerprint(again.uri) == adapter_fingerprint("auto")
+
+
+def test_an_adapter_with_its_own_subject_encoder_is_imported_whole(registry, tiny_folder, tmp_path):
+    """And whoever looks at it is told."""
+    from flows.adapter_commands import _describe_card
+    from tasks.inspection.adapter_folder import inspect_adapter
+
+    location = str(tiny_folder / "dinov2")
+    words = {"trained": "a trained copy of the UNet", "dino": f"dino {location} with trained projectors"}
+    for kind, said in words.items():
+        unet = tiny_unet()
+        adapters = attach_adapters(unet, blocks=("mid",))
+        add_subject_encoder(adapters, unet, kind, location=location)
+        save_adapter(adapters, tmp_path / kind, AdapterCard())
+        published = import_adapter(str(tmp_path / kind), kind, str(tiny_folder), registry)
+        assert adapter_fingerprint(published.uri) == adapter_fingerprint(str(tmp_path / kind))
+        assert published.card.num_parameters == adapters.num_parameters
+        for facts in (_describe_card(published), inspect_adapter(Path(published.uri)).facts):
+            assert said in dict(facts)["subject encoder"]
+        tensors = load_file(tmp_path / kind / "adapter.safetensors")
+        del tensors[next(name for name in tensors if name.startswith("subject_encoder."))]
+        save_file(tensors, tmp_path / kind / "adapter.safetensors")
+        with pytest.raises(ConfigurationError, match=r"1 of \d+ tensors are missing: subject_encoder\."):
+            import_adapter(str(tmp_path / kind), kind, str(tiny_folder), registry)
 
 
 def test_an_adapter_of_another_model_is_refused(registry, tiny_folder):

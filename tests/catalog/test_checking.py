@@ -61,6 +61,7 @@ rows = st.fixed_dictionaries(
         "source_uri": st.sampled_from([None, "x", "../x"]),
         "mask_uri": st.sampled_from([None, None, "y", "/etc/y"]),
         "mask_box": st.sampled_from([None, None, "1,2,3,4", "4,3,2,1", "x"]),
+        "subject_mix": st.sampled_from([None, None, "", "[1]", "[0.5,0.5]", "[0.5", "x"]),
     },
 )
 
@@ -118,11 +119,13 @@ def test_pictures_of_edits_may_not_lie_anywhere(column):
     assert refused[0][0] is ErrorCode.LOCATION_DENIED
 
 
-def test_the_key_of_a_refused_row_did_not_change_with_the_columns_of_edits():
+def test_the_key_of_a_refused_row_did_not_change_with_younger_columns():
     assert CHECKER.refusal_key(ErrorCode.ROW_INVALID, good_row(prompt=None)) == KNOWN_REFUSAL
     with_box = good_row(prompt=None, source_uri="x", mask_box="1,2,3,4")
     without = good_row(prompt=None, source_uri="x")
-    assert len({CHECKER.refusal_key(ErrorCode.ROW_INVALID, row) for row in (with_box, without)}) == 2
+    with_mix, as_box = without | {"subject_mix": "[1]"}, without | {"mask_box": "[1]"}
+    refused = [with_box, without, with_mix, as_box, with_box | {"subject_mix": "[1]"}]
+    assert len({CHECKER.refusal_key(ErrorCode.ROW_INVALID, row) for row in refused}) == len(refused)
 
 
 def test_edits_are_counted():

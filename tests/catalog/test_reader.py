@@ -7,6 +7,7 @@ import pytest
 
 from ezigen.config import ConfigurationError
 from tasks.datasets.catalogs import BROKEN, CATALOG_SCHEMA, read_catalog
+from tests.catalog.conftest import good_row
 
 HEADER = "item_id,subject_uri,subject_class,prompt"
 
@@ -141,3 +142,11 @@ def test_unknown_columns_are_named_once_with_a_suggestion(write, caplog):
         read(path)
     (record,) = caplog.records
     assert "'negativ_prompt' (did you mean 'negative_prompt'?), 'price'" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.parquet"])
+def test_shares_may_be_a_list(write_catalog, name):
+    rows = [good_row(0, subject_mix=[0.25, 0.75]), good_row(1, subject_mix=None)]
+    found = read(write_catalog(rows, name))
+    assert [row["subject_mix"] for row in found] == ["[0.25, 0.75]", None]
+    assert [row[BROKEN] for row in found] == [None, None]

@@ -103,6 +103,17 @@ def test_a_refusal_never_has_the_key_of_a_row():
         ({"source_uri": "s.png", "mask_box": "1.5,2,3,4"}, "whole pixels"),
         ({"source_uri": "s.png", "mask_box": "1,2,1,4"}, "has no area"),
         ({"source_uri": "s.png", "mask_box": "1,2,9,1" + "0" * 99}, "whole pixels"),
+        ({"subject_mix": "[0.5"}, r"subject_mix is '\[0.5'; write a JSON array of shares"),
+        ({"subject_mix": "0.5"}, "JSON array of shares"),
+        ({"subject_mix": "[true]"}, "JSON array of shares"),
+        ({"subject_mix": '["1"]'}, "JSON array of shares"),
+        ({"subject_mix": "[" * 100_000}, "JSON array of shares"),
+        ({"subject_mix": "[0.5, 0.5]"}, "subject_mix lists 2 shares for 1 pictures"),
+        ({"subject_mix": "[]"}, "subject_mix lists 0 shares for 1 pictures"),
+        ({"subject_mix": "[0.9]"}, r"subject_mix is \[0.9\]; shares are at least 0 and 1 together"),
+        ({"subject_mix": "[NaN]"}, "shares are at least 0"),
+        ({"subject_mix": "[1e400]"}, "shares are at least 0"),
+        ({"subject_mix": "[1.5, -0.5]", "subject_uri": '["a", "b"]'}, "shares are at least 0"),
         ({"source_uri": "s\x07"}, r"source_uri contains the character U\+0007"),
     ],
 )
@@ -182,3 +193,23 @@ def test_pictures_have_one_class_or_one_each():
     each = parse_row(0, good_row(subject_uri=both, subject_class='["mug", " lamp "]'))
     assert each.subject_classes == ("mug", "lamp")
     assert KEYS.of_row(each) != KEYS.of_row(parse_row(0, good_row(subject_uri=both)))
+
+
+def test_pictures_may_be_mixed_and_only_the_keys_of_mixes_know():
+    both = {"subject_uri": '["a.png", "b.png"]'}
+    plain = parse_row(0, good_row(**both))
+    assert plain.subject_mix == ()
+    mixed = parse_row(0, good_row(**both, subject_mix=" [0.25, 0.75] "))
+    assert mixed.subject_mix == (0.25, 0.75)
+    ends = [parse_row(0, good_row(**both, subject_mix=cell)) for cell in ("[1, 0]", "[1.0, 0.0]", "[0, 1]")]
+    edit = parse_row(0, good_row(**both, source_uri="s.png", subject_mix="[0.25, 0.75]"))
+    rows = [plain, mixed, *ends, edit, replace(edit, subject_mix=())]
+    keys = [KEYS.of_row(row) for row in rows]
+    assert keys[2] == keys[3]
+    assert len(set(keys)) == len(rows) - 1
+    text = json.dumps(
+        ["ezigen-item/1", "s", "m", "a", mixed.item_id, ["a.png", "b.png"], "mug", "on a beach", "", mixed.seed, None,
+         None, None, [0.25, 0.75]],
+        separators=(",", ":"),
+    )  # fmt: skip
+    assert keys[1] == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

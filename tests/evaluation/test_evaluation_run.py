@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ezigen.adapters import adapter_fingerprint
-from ezigen.config import BenchmarkConfig, ClusterConfig, ConfigurationError, ModelConfig, SamplerConfig, StackConfig
+from ezigen.config import BenchmarkConfig, ClusterConfig, ConfigurationError, ModelConfig, SamplerConfig
 from ezigen.config.sampler import LoopConfig
 from ezigen.images import decode_picture
 from ezigen.metrics import Measurer, Shown, load_scorer
@@ -132,7 +132,7 @@ def test_a_table_of_another_kind_is_refused(evaluation):
 def test_encoders_that_are_not_there_are_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigurationError, match="hf download"):
-        encoders_digest(StackConfig(model=str(tmp_path)))
+        encoders_digest(ModelConfig(model=str(tmp_path)))
 
 
 def test_no_jobs_are_no_shards(tmp_path):

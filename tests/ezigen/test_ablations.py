@@ -27,7 +27,7 @@ from ezigen.models import decode_latents, encode_pictures, encode_prompts, load_
 from ezigen.sampling import Generator, load_generator
 from ezigen.sampling.denoiser import plan_steps
 from ezigen.sampling.editing import make_background
-from ezigen.sampling.subjects import fill_slots, fit_subject
+from ezigen.sampling.subjects import fit_subject, prepare_subjects
 from ezigen.subject import SubjectFeatures, record_norms
 from tasks.catalog.estimates import expected_unet_calls
 from tasks.catalog.stored_subjects import SubjectSource
@@ -272,15 +272,15 @@ def test_squashed_pictures_fill_the_square_and_take_their_mask_along():
 
 def test_slots_that_are_not_there():
     several = request(0, subjects=(picture(0), picture(1)), subject_classes=("cup", "dog"))
-    filled = fill_slots(several, SamplerConfig(subject_slots=4), 32)
+    filled = prepare_subjects(several, SamplerConfig(subject_slots=4), 32)
     assert filled.classes == ("cup", "dog", "", "")
     assert [p.rgb.size for p in filled.subjects[2:]] == [(32, 32)] * 2
-    assert fill_slots(several, SamplerConfig(subject_slots=2), 32) is several
-    assert fill_slots(several, SamplerConfig(subject_slots=1), 32) is several
+    assert prepare_subjects(several, SamplerConfig(subject_slots=2), 32) is several
+    assert prepare_subjects(several, SamplerConfig(subject_slots=1), 32) is several
     mixed = replace(several, mix=(0.5, 0.5))
-    assert fill_slots(mixed, SamplerConfig(subject_slots=4), 32) is mixed
+    assert prepare_subjects(mixed, SamplerConfig(subject_slots=4), 32) is mixed
     with pytest.raises(ItemError, match="needs at least one subject picture") as caught:
-        fill_slots(request(0, subjects=()), SamplerConfig(subject_slots=4), 32)
+        prepare_subjects(request(0, subjects=()), SamplerConfig(subject_slots=4), 32)
     assert caught.value.code is ErrorCode.ROW_INVALID
 
 

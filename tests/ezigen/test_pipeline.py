@@ -3,11 +3,19 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 
 from ezigen import EZIGenPipeline
@@ -140,13 +148,59 @@ def test_moving_it_moves_the_adapters(pipeline):
     assert {parameter.dtype for parameter in pipeline.adapters.parameters()} == {torch.float32}
 
 
-def test_slicing_changes_nothing_that_can_be_seen(pipeline):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pipe: pipe.enable_attention_slicing("max"),
+        lambda pipe: pipe.vae.enable_slicing(),
+        lambda pipe: pipe.vae.enable_tiling(),
+        lambda pipe: pipe.fuse_qkv_projections(),
+    ],
+    ids=["attention", "slicing", "tiling", "fused"],
+)
+def test_savings_change_nothing_that_can_be_seen(pipeline, change):
     options = {"subject_image": picture(0), **SETTINGS}
     before = pipeline("a cup", generator=seeded(), **options).images[0]
-    pipeline.enable_attention_slicing()
-    pipeline.vae.enable_slicing()
+    change(pipeline)
     after = pipeline("a cup", generator=seeded(), **options).images[0]
     assert np.abs(array(before) - array(after)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        ("accelerate", lambda pipe: pipe.enable_model_cpu_offload()),
+        ("accelerate", lambda pipe: pipe.enable_sequential_cpu_offload()),
+        ("xformers", lambda pipe: pipe.enable_xformers_memory_efficient_attention()),
+    ],
+    ids=["offload", "sequential", "xformers"],
+)
+def test_what_is_not_installed_is_said_as_diffusers_says_it(pipeline, tiny_folder, module, call):
+    if find_spec(module):
+        pytest.skip(f"{module} is installed")
+    options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    with pytest.raises(ImportError, match=module) as theirs:
+        call(StableDiffusionPipeline.from_pretrained(tiny_folder, **options))
+    with pytest.raises(ImportError, match=module) as ours:
+        call(pipeline)
+    assert str(ours.value) == str(theirs.value)
+    assert pipeline("a cup", picture(0), **SETTINGS).images  # as usable as before
+
+
+def test_offloaded_networks_make_the_same_image(pipeline):
+    pytest.importorskip("accelerate")
+    before = pipeline("a cup", picture(0), generator=seeded(), **SETTINGS).images[0]
+    pipeline.enable_model_cpu_offload(device="cpu")
+    after = pipeline("a cup", picture(0), generator=seeded(), **SETTINGS).images[0]
+    assert np.abs(array(before) - array(after)).max() <= 1
+
+
+def test_adapters_go_where_offloaded_networks_run(pipeline):
+    """A network that accelerate offloads says by this attribute where it will run."""
+    for network in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
+        network._hf_hook = SimpleNamespace(execution_device=torch.device("meta"))
+    pipeline._generator(SamplerConfig(loops=LoopConfig(stop="fixed")))
+    assert {parameter.device.type for parameter in pipeline.adapters.parameters()} == {"meta"}
 
 
 def test_a_sampler_counts_unless_something_else_is_said(pipeline):

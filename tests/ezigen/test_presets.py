@@ -2,8 +2,19 @@
 
 import pytest
 
-from ezigen.config import SPEEDS, SamplerConfig, balanced, draft, embedded, exact, paper
+from ezigen.config import (
+    SPEEDS,
+    TRAINING_PRESETS,
+    SamplerConfig,
+    TrainingConfig,
+    balanced,
+    draft,
+    embedded,
+    exact,
+    paper,
+)
 from ezigen.config.presets import foreground_only, guide_first, second_order, stop_by_latents
+from ezigen.config.training import paper_training, paper_xl_training
 from tasks.catalog.estimates import expected_unet_calls
 
 
@@ -43,3 +54,21 @@ def test_savings_are_independent():
         for made in (second_order(paper()), guide_first(paper()), foreground_only(paper()), stop_by_latents(paper()))
     ]
     assert changed == [{"solver", "num_steps"}, {"guidance_min_timestep"}, {"subject_tokens"}, {"loops"}]
+
+
+DIGESTS = {
+    "paper": "c7904a0ef868f7d64ad9387e7c38ad51",
+    "released": "3499eb96a3a465d319c6017b95a816ce",
+    "recommended": "c518664ee10fc78da11b07e55dc4827b",
+}
+"""Of training runs that were stored before there was a share of empty captions for each kind of model."""
+
+
+def test_xl_leaves_out_30_percent_of_the_captions_and_other_runs_go_on():
+    for name, preset in TRAINING_PRESETS.items():
+        if name in DIGESTS:
+            assert preset().for_model(xl=False).digest() == DIGESTS[name]
+    shares = {name: preset().for_model(xl=True).text_dropout for name, preset in TRAINING_PRESETS.items()}
+    assert shares == {"paper": 0.0, "paper-xl": 0.3, "released": 0.0, "recommended": 0.3}
+    assert TrainingConfig(text_dropout=0.1).for_model(xl=True).text_dropout == 0.1
+    assert paper_xl_training().model_copy(update={"text_dropout": 0.0}) == paper_training()

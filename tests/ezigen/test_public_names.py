@@ -7,12 +7,14 @@ import pytest
 PUBLIC = {
     "ezigen": "EZIGenPipeline Personalizer __version__",
     "ezigen.adapters": "AdapterCard AdapterSet KeyValue SubjectAdapter SubjectBlock SubjectKV adapter_fingerprint "
-    "attach_adapters detach_adapters detached import_checkpoint load_adapter read_card resolve_adapter save_adapter",
+    "add_subject_encoder attach_adapters detach_adapters detached import_checkpoint load_adapter read_card "
+    "resolve_adapter save_adapter",
     "ezigen.diffusion": "CLEAN NoiseSchedule NoiseSource PredictionType Purpose Spacing "
     "ddim_step ddpm_step dpmpp_2m_step",
     "ezigen.images": "FORMATS SUFFIXES ImageFormat Picture decode_picture encode_image encode_png fit_square "
     "side_by_side thumbnail_strip tiled to_picture",
-    "ezigen.metrics": "CLIP_MODEL DINO_MODEL Scorer load_scorer",
+    "ezigen.metrics": "CLIP_MODEL DINO_MODEL FaceEncoder FaceScorer OnnxFaceEncoder Scorer load_face_scorer "
+    "load_scorer",
     "ezigen.models": "ImageEncoder Stack TextCondition TextImageEncoder call_unet decode_latents encode_pictures "
     "encode_posterior encode_prompts load_image_encoder load_stack load_text_image_encoder model_fingerprint "
     "resolve_folder to_image to_pixels tokenize_prompts transformer_blocks",
@@ -24,7 +26,8 @@ PUBLIC = {
     "load_generator patch_similarity stop_reason",
     "ezigen.sketch": "Segmenter SketchModel Sketcher SketchingEngine check_sketch find_pipeline load_segmenter "
     "load_sketch_model load_sketcher load_sketching_engine sketch_fingerprint to_region word_attention",
-    "ezigen.subject": "SUBJECT_PROMPT SubjectEncoder SubjectFeatures encode_latents record_norms",
+    "ezigen.subject": "LearnedEncoder ProjectedTokens SUBJECT_PROMPT SubjectEncoder SubjectFeatures TrainedUNet "
+    "encode_latents record_norms",
     "ezigen.training": "SOURCES Conditioner Conditions Draws Learner LossTerms StepReport TrainBatch TrainingDiverged "
     "choose_precision draw learning_rate pair_loss without_dropout",
 }

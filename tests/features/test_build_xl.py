@@ -1,14 +1,17 @@
 """A store of Stable Diffusion XL's features: what is in it, and that adapters learn from it."""
 
+import json
+
 import pytest
 import torch
 
-from ezigen.config import SourceConfig, TrainingConfig
+from ezigen.config import SourceConfig, StackConfig, TrainingConfig, TrainingInputs
 from ezigen.models import encode_prompts, load_stack, tokenize_prompts
 from ezigen.subject import SubjectEncoder
 from ezigen.training import Learner
 from tasks.features import FeatureIdentity, ModelShape, text_id
 from tasks.training.data import TrainingSet
+from tasks.training.plan import plan_training
 from tests.features.pairs_files import make_row, write_pairs
 from tests.features.stage import Stage
 from tests.features.stores import identity_of
@@ -53,7 +56,7 @@ def test_a_store_holds_what_the_networks_say_and_adapters_learn_from_it(tmp_path
             for name, stored in store.read_subject(subject_id_of(row)).tokens.items():
                 torch.testing.assert_close(stored.float(), tokens[name], atol=2e-3, rtol=2e-3)
 
-    options = {"batch_size": 2, "held_out_share": 0.0, "youtube_vis": SourceConfig(weight=0.0), "text_dropout": 0.3}
+    options = {"batch_size": 2, "held_out_share": 0.0, "youtube_vis": SourceConfig(weight=0.0), "text_dropout": "auto"}
     training = TrainingConfig(**options)
     learner = Learner(stack, training, num_steps=2, t_sub=1)
     batches = TrainingSet.open(str(tmp_path / "store"), training, model_fingerprint=stack.fingerprint)
@@ -62,6 +65,20 @@ def test_a_store_holds_what_the_networks_say_and_adapters_learn_from_it(tmp_path
         for step in range(2)
     ]
     assert min(losses) > 0
+    plans = [
+        plan_training(
+            TrainingInputs(features_uri=str(tmp_path / "store"), output_uri=str(tmp_path / "runs")),
+            training.model_copy(update={"text_dropout": share}),
+            StackConfig(model=str(xl_folder)),
+        )
+        for share in ("auto", 0.3, 0.05)
+    ]
+    assert plans[0].digest == plans[1].digest != plans[2].digest
+    assert ("left out", "20 % of subjects, 30 % of captions") in plans[0].describe()
+    assert plans[0].config.text_dropout == 0.3
+    learner.save(tmp_path / "checkpoint")
+    state = json.loads((tmp_path / "checkpoint" / "state.json").read_text())
+    assert state["identity"]["training"]["text_dropout"] == 0.3
 
 
 def test_identities_of_other_models_are_as_they_were():

@@ -62,11 +62,13 @@ def test_a_version_is_measured_once_for_each_setting(root: Path, reporting_here)
     assert again.message == f"nothing to do: {state.message}"
     assert not again.result().made
 
-    more = evaluate(root, num_seeds=2)
+    more = evaluate(root, num_seeds=2, face_encoder="mini")
     assert more.message.startswith("shipped@v1, 8 images of products")
     assert more.result().made
+    faces = json.loads((root / "evaluation" / "shipped-v1.json").read_text())["figures"]
+    assert (faces["face"], faces["face_found"]) == ([0, 0, 0], [0, 0, 0])  # these products have none
     (root / "evaluation" / "shipped-v1.json").write_text("{")
-    assert evaluate(root, num_seeds=2).result().made
+    assert evaluate(root, num_seeds=2, face_encoder="mini").result().made
 
 
 def test_without_held_out_products_the_last_measurement_of_training_is_told(root: Path, reporting_here, tiny_model):

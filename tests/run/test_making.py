@@ -8,8 +8,8 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from ezigen.config import ConfigurationError, ErrorCode, ItemError
-from ezigen.engine import Counters, Ended
+from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig
+from ezigen.engine import Counters, Ended, EngineLimits, load_engine
 from ezigen.sampling import Request, Sample
 from tasks.actors.engine_loop import EngineLoop
 from tasks.catalog.making import ImageMaker, MakerSettings
@@ -106,7 +106,7 @@ def item(index: int, prompt: str = "a cup", subjects=("a.png",), **changes) -> I
 def maker(tmp_path):
     picture(tmp_path)
 
-    def maker(**changes):
+    def maker(start=lambda: (Networks(), Scorer()), **changes):
         settings = MakerSettings(
             **{
                 "locations": Locations(allowed_roots=(str(tmp_path),), base_uri=str(tmp_path)),
@@ -118,7 +118,7 @@ def maker(tmp_path):
                 **changes,
             }
         )
-        loop = EngineLoop(lambda: (Networks(), Scorer()), capacity=8)
+        loop = EngineLoop(start, capacity=8)
         return ImageMaker(settings, loop.submit, worker="worker-9"), loop
 
     return maker
@@ -274,3 +274,19 @@ def test_seconds_are_the_items_own(maker):
     row = made.make(item(0))
     counts = made.counts()
     assert 0 < row.seconds <= counts["seconds.read"] + counts["seconds.store"] + 0.1
+
+
+def test_shares_decide_what_is_made(maker, tmp_path, tiny_model):
+    """All of the second picture is the second picture alone; half of both is neither."""
+    sampler = SamplerConfig(num_steps=2, mode="full_injection", guidance_scale=1.0)
+    both = ("a.png", picture(tmp_path, "b.png", colour=(0, 200, 90)))
+    items = [
+        item(0, subjects=both[1:]),
+        item(1, subjects=both, subject_mix=(0.0, 1.0)),
+        item(2, subjects=both, subject_mix=(0.5, 0.5)),
+        item(3, subjects=both),
+    ]
+    made, _ = maker(lambda: (load_engine(tiny_model, sampler, EngineLimits(num_slots=1)), None))
+    images = [row.image_sha256 for row in map(made.make, items)]
+    assert images[0] == images[1]
+    assert len(set(images)) == 3

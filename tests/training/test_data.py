@@ -302,6 +302,9 @@ def test_stores_that_do_not_hold_what_is_asked_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"subject_timestep is adaptive, .* t_sub 1\. .*policy latents"):
         open_set(tmp_path / "features", subject_timestep="adaptive")
     assert not open_set(tmp_path / "latents", subject_timestep="adaptive").stored_features
+    with pytest.raises(ConfigurationError, match=r"subject_encoder is dino, .* tokens of the frozen .*policy latents"):
+        open_set(tmp_path / "features", subject_encoder="dino")
+    assert not open_set(tmp_path / "latents", subject_encoder="trained").stored_features
     with pytest.raises(ConfigurationError, match=r"made with model f+, but model 0+ is wanted"):
         TrainingSet.open(str(tmp_path / "features"), TrainingConfig(), model_fingerprint="0" * 32)
     with pytest.raises(ConfigurationError, match="is no feature store"):

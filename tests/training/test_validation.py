@@ -27,7 +27,7 @@ from tasks.training.measurements import (
     write_measurement,
 )
 from tasks.training.subjects import Candidate, choose
-from tasks.training.validation import Validator
+from tasks.training.validation import Validator, subject_timestep
 from tests.features.pairs_files import CLASSES
 from tests.training.stage import write_store
 
@@ -255,6 +255,20 @@ def test_a_damaged_measurement_is_named(tmp_path):
     output.write("validation/00000007.json", b'{"step": 7}')
     with pytest.raises(ConfigurationError, match=r"00000007\.json is no measurement"):
         read_measurements(output)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, 7),
+        ({"subject_timestep": "adaptive"}, "adaptive"),
+        ({"subject_encoder": "trained"}, 7),
+        ({"subject_encoder": "clip"}, 1),
+    ],
+)
+def test_samples_are_made_at_the_timestep_of_training(changes, wanted):
+    """Of the store; an image encoder has none, for which the sampler's 1 stands."""
+    assert subject_timestep(TrainingConfig(**changes), 7) == wanted
 
 
 def test_settings_of_samples_are_checked_when_they_are_given():
