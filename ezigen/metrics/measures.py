@@ -87,7 +87,7 @@ class Measurer:
             self._by_background(self.dino, shown, scores)
         for one, found in zip(shown, scores, strict=True):
             if self.face is not None and one.subjects:
-                found |= self.face.score(one.image, one.subjects)
+                found.update(self.face.score(one.image, one.subjects))
             if one.source is not None and one.mask is not None and (kept := background(one.mask)).any():
                 found["psnr"] = psnr(one.image, one.source, kept)
                 found["ssim"] = ssim(one.image, one.source, kept)
