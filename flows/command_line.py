@@ -11,6 +11,7 @@ import typer
 
 from ezigen.config import ConfigurationError, ModelConfig
 from flows.adapter_commands import adapters_app
+from flows.evaluation_options import EvaluationOptions
 from flows.exits import EXIT_FAILED, plain_errors
 from flows.feature_options import FeatureOptions
 from flows.option_sets import with_options
@@ -134,6 +135,21 @@ def pipeline(options: PipelineOptions) -> None:
         from flows.local_run import run_here
 
         code = run_here("run_pipeline", parameters)
+    raise typer.Exit(code)
+
+
+@app.command()
+@with_options(EvaluationOptions)
+def evaluate(options: EvaluationOptions) -> None:
+    """Measure an adapter on a benchmark, beside the paper: flow [bold]evaluate_adapter[/], here and now."""
+    with plain_errors():
+        parameters = options.parameters()
+        from flows.evaluation_job import check_early
+
+        check_early(parameters)
+        from flows.local_run import run_here
+
+        code = run_here("evaluate_adapter", parameters)
     raise typer.Exit(code)
 
 

@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from ezigen.config import (
+    ClusterConfig,
     EvaluationConfig,
     FeatureConfig,
     MonitoringConfig,
@@ -74,7 +75,8 @@ def make_evaluation(wanted: PipelineParameters, done: Summaries) -> State[Any]:
     trained = done["adapter"]
     assert isinstance(trained, TrainingSummary)
     inputs = wanted.inputs.evaluation_inputs(trained.published)
-    return evaluate_adapter(inputs, wanted.model, wanted.evaluation, _shared(wanted.cluster), return_state=True)
+    cluster = ClusterConfig(**dict(_shared(wanted.cluster)))
+    return evaluate_adapter(inputs, wanted.model, wanted.evaluation, cluster, return_state=True)
 
 
 STAGES: tuple[tuple[str, Stage], ...] = (
@@ -114,7 +116,7 @@ def run_pipeline(
         features: What is stored of every subject, target and text.
         training: How the adapters are trained.
         monitoring: Checkpoints, and what is measured along the way.
-        evaluation: How the adapter is measured in the end; only the embedded model is.
+        evaluation: The benchmark that the adapter is measured on in the end; the default one is the embedded model's.
         cluster: The Ray cluster and the workers on it, for all links.
 
     """

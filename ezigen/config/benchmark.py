@@ -20,9 +20,9 @@ class BenchmarkConfig(Config):
         "the embedded model's world."
     )
     folder_uri: str = Field(
-        min_length=1,
+        default="",
         description="Folder or s3:// prefix that holds the benchmark. A mini-* one is written there, in a folder of "
-        "its own, unless it is there already.",
+        "its own, unless it is there already; empty: beside what is made of it.",
     )
     prompts_uri: str = Field(
         default="",
@@ -54,6 +54,17 @@ class BenchmarkConfig(Config):
     def runs(self) -> int:
         """Images of each subject and prompt."""
         return self.num_runs or PUBLISHED_RUNS.get(self.kind, 1)
+
+    @property
+    def is_miniature(self) -> bool:
+        """Whether it is made of the embedded model's world, of which no other model knows anything."""
+        return self.kind.startswith("mini-")
+
+    @model_validator(mode="after")
+    def _lies_somewhere(self) -> Self:
+        if not self.folder_uri and not self.is_miniature:
+            raise ValueError(f"folder_uri is empty; give the folder that holds {self.kind}")
+        return self
 
     @model_validator(mode="after")
     def _has_its_own_prompts(self) -> Self:

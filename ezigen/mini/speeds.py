@@ -23,8 +23,8 @@ from ezigen.config.presets import balanced, draft, foreground_only, guide_first,
 from ezigen.engine import Engine, EngineLimits, load_engine
 from ezigen.metrics import Scorer, load_scorer
 from ezigen.mini.evaluate import Case, interval, make_cases, measure
-from ezigen.mini.held_out import judge_file
 from ezigen.mini.recipe.judge import Bench
+from ezigen.mini.truth import judge_file
 from ezigen.mini.world.benchmarks import PRODUCTS
 from ezigen.mini.world.scenes import SCENE_NAMES
 from ezigen.sampling import Sample

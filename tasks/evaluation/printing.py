@@ -23,7 +23,8 @@ _LATEX = str.maketrans(
 def heading(measured: MeasuredTable) -> str:
     """Table 3: Modes of generation, 48 images a line."""
     table = measured.table
-    return f"Table {table.number}: {table.title}, {plural(measured.num_cases, 'image')} a line"
+    number = f"Table {table.number}: " if table.number else ""
+    return f"{number}{table.title}, {plural(measured.num_cases, 'image')} a line"
 
 
 def to_markdown(measured: MeasuredTable) -> str:
@@ -31,7 +32,7 @@ def to_markdown(measured: MeasuredTable) -> str:
     shown = measures_of(measured)
     heads = ["", *(f"{score_name(name)}" for name in shown), *(f"{score_name(name)}, published" for name in shown)]
     lines = [f"## {heading(measured)}", "", _markdown_row(heads), _markdown_row(["---"] * len(heads))]
-    lines += [_markdown_row(cells) for cells in _cells(measured, shown)]
+    lines += [_markdown_row(cells) for cells in table_cells(measured, shown)]
     lines += ["", *(f"- {sentence(measured, trend)}" for trend in measured.trends)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -58,7 +59,7 @@ def to_latex(measured: MeasuredTable) -> str:
     """A table environment for booktabs."""
     shown = measures_of(measured)
     heads = ["", *map(score_name, shown), *(f"{score_name(name)} (published)" for name in shown)]
-    body = [" & ".join(map(_latex, cells)) + r" \\" for cells in _cells(measured, shown)]
+    body = [" & ".join(map(_latex, cells)) + r" \\" for cells in table_cells(measured, shown)]
     lines = [
         r"\begin{table}",
         rf"\caption{{{_latex(heading(measured))}}}",
@@ -96,7 +97,8 @@ def measures_of(measured: MeasuredTable) -> list[str]:
     return [name for name in measured.table.measures if name in names]
 
 
-def _cells(measured: MeasuredTable, shown: Sequence[str]) -> list[list[str]]:
+def table_cells(measured: MeasuredTable, shown: Sequence[str]) -> list[list[str]]:
+    """By line its title, ours by measure, and the published by measure; "" where there is none."""
     rows = [*measured.rows, *(TableRow(other.title, {}, other.figures) for other in measured.table.others)]
     return [
         [

@@ -1,8 +1,9 @@
 """An evaluation from a benchmark to tables: images of every variant by catalog runs, their scores, one row per image.
 
 In the output folder: catalog-<digest>.jsonl (the benchmark's cases), made/ (an ordinary catalog output, shared by all
-variants: what two of them have in common is made once), scores/ (see `tasks.evaluation.scoring`), images.parquet (a
-row per variant and case) and tables/. Running again makes and measures what is missing.
+variants and adapters: what two of them have in common is made once), scores/ (see `tasks.evaluation.scoring`), and
+for every evaluated adapter a folder with images.parquet (a row per variant and case), tables/ and sheets/. Running
+again makes and measures what is missing.
 """
 
 import hashlib
@@ -26,7 +27,9 @@ from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase, catalog_rows
 from tasks.evaluation.paper import PaperTable, Variant
 from tasks.evaluation.printing import to_csv, to_latex, to_markdown
 from tasks.evaluation.scoring import Scored, ScoreJob, ScoreWork, encoders_digest, make_shards, read_scores, score_key
+from tasks.evaluation.sheet import ShownCase, draw_table
 from tasks.evaluation.tables import MeasuredTable, ScoredImage, measure_table
+from tasks.inspection.sheet import to_jpeg
 from tasks.sharding import ShardReport, run_shards
 from tasks.storage import OutputFolder, ResultsLedger, RunOutput
 from tasks.storage.lease import Lease
@@ -34,6 +37,8 @@ from tasks.storage.lease import Lease
 logger = logging.getLogger(__name__)
 
 IMAGES_FILE = "images.parquet"
+JUDGED = "mini-dreambench"
+"""The benchmark whose truth is known."""
 
 IMAGES_SCHEMA = pa.schema(
     [
@@ -54,11 +59,19 @@ IMAGES_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Fingerprints:
-    """What tells the model and an adapter from others; see `ezigen.models` and `ezigen.adapters`."""
+class Method:
+    """What is evaluated: an adapter on a model.
 
-    model: str
-    adapter: str
+    name: of its folder. sampler: what all variants have in common. The fingerprints tell the model and the adapter from
+    others, see `ezigen.models` and `ezigen.adapters`; image_size_px is the side of the model's images.
+    """
+
+    name: str
+    model: ModelConfig
+    sampler: SamplerConfig
+    model_fingerprint: str
+    adapter_fingerprint: str
+    image_size_px: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,6 @@ class PlannedVariant:
     """A variant, the run that makes its images, and the item_key of every case."""
 
     variant: Variant
-    model: ModelConfig
     sampler: SamplerConfig
     inputs: CatalogInputs
     plan: CatalogPlan
@@ -77,11 +89,22 @@ class PlannedVariant:
 class EvaluationPlan:
     """What an evaluation would do."""
 
+    method: Method
     benchmark: Benchmark
     tables: tuple[PaperTable, ...]
     variants: tuple[PlannedVariant, ...]
     encoders: str
     """Digest of the encoders that measure."""
+
+    @property
+    def num_cases(self) -> int:
+        """Images that the evaluation has in all."""
+        return len(self.variants) * len(self.benchmark.cases)
+
+    @property
+    def judges(self) -> bool:
+        """Whether the world's judge measures, too."""
+        return self.benchmark.name == JUDGED
 
     @property
     def num_images(self) -> int:
@@ -115,43 +138,42 @@ class Hooks:
 
 
 def plan_evaluation(
+    method: Method,
     output: OutputFolder,
     benchmark: Benchmark,
     tables: Sequence[PaperTable],
-    model: ModelConfig,
-    sampler: SamplerConfig,
     *,
-    fingerprints: Fingerprints,
-    image_size_px: int,
     allowed_roots: Sequence[str],
 ) -> EvaluationPlan:
     """Decides what is to be made. Writes the benchmark's cases as a catalog, and nothing else.
 
     allowed_roots: where the benchmark's pictures lie. Raises ConfigurationError for a table of another kind of
-    benchmark, one without a variant that can be made, or encoders that are not there.
+    benchmark, or for encoders that are not there.
     """
-    chosen = [_suited(table, benchmark) for table in tables]
-    catalog_uri = _write_catalog(output, benchmark)
+    for table in tables:
+        check_suited(table, benchmark)
+    chosen = tuple(tables)
+    inputs = CatalogInputs(
+        catalog_uri=_write_catalog(output, benchmark),
+        output_uri=output.uri("made"),
+        allowed_roots=[*allowed_roots],
+        max_failed_share=1.0,
+        max_previews=0,
+    )
     planned = []
     for variant in _variants(chosen):
-        settings = variant.sampler(sampler)
-        inputs = CatalogInputs(
-            catalog_uri=catalog_uri,
-            output_uri=output.uri("made"),
-            allowed_roots=[*allowed_roots],
-            max_failed_share=1.0,
-            max_previews=0,
-        )
+        sampler = variant.sampler(method.sampler)
         plan = plan_catalog(
             inputs,
-            settings,
-            fingerprints.model,
-            fingerprints.adapter,
+            sampler,
+            method.model_fingerprint,
+            method.adapter_fingerprint,
             storage_options=output.locations.storage_options,
-            image_size_px=image_size_px,
+            image_size_px=method.image_size_px,
         )
-        planned.append(PlannedVariant(variant, model, settings, inputs, plan, dict(plan.keys())))
-    return EvaluationPlan(benchmark, tuple(chosen), tuple(planned), encoders_digest(model))
+        planned.append(PlannedVariant(variant, sampler, inputs, plan, dict(plan.keys())))
+    encoders = encoders_digest(method.model, judges=benchmark.name == JUDGED)
+    return EvaluationPlan(method, benchmark, chosen, tuple(planned), encoders)
 
 
 def run_evaluation(
@@ -167,42 +189,64 @@ def run_evaluation(
     if plan.num_images or _unmeasured(plan, output):
         with connect(cluster) as ray_cluster:
             for one in plan.variants:
-                _make(one, cluster, ray_cluster, hooks)
+                _make(one, plan.method.model, cluster, ray_cluster, hooks)
             _measure(plan, output, cluster, ray_cluster, hooks)
     if hooks.stop.is_set():
         return ()
     hooks.check()
     rows = tuple(_rows(plan, output))
-    output.write(IMAGES_FILE, _to_parquet(rows))
-    return write_tables(plan.benchmark, plan.tables, rows, output)
+    output.write(f"{plan.method.name}/{IMAGES_FILE}", _to_parquet(rows))
+    return _write_tables(plan, rows, output)
 
 
-def write_tables(
-    benchmark: Benchmark, tables: Sequence[PaperTable], rows: Sequence[Row], output: OutputFolder
-) -> tuple[MeasuredTable, ...]:
-    """Computes the tables from rows and stores each as Markdown, CSV and LaTeX."""
+def _write_tables(plan: EvaluationPlan, rows: Sequence[Row], output: OutputFolder) -> tuple[MeasuredTable, ...]:
+    """Computes the tables from rows and stores each as Markdown, CSV and LaTeX, with a sheet of its images."""
     images = [
         ScoredImage(row.variant, row.case.case_id, row.case.subject_id, row.case.prompt_id, _all_scores(row))
         for row in rows
         if row.scored.scores
     ]
-    measured = tuple(measure_table(table, images, len(benchmark.cases)) for table in tables)
+    measured = tuple(measure_table(table, images, len(plan.benchmark.cases)) for table in plan.tables)
+    locations = plan.variants[0].plan.catalog.locations
+    pictures = replace(locations, allowed_roots=(*locations.allowed_roots, output.root_uri))
     for one in measured:
         for suffix, write in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
-            output.write(f"tables/{one.table.name}.{suffix}", write(one).encode())
+            output.write(f"{plan.method.name}/tables/{one.table.name}.{suffix}", write(one).encode())
+        sheet = draw_table(one, _shown(one, rows, output), pictures)
+        if sheet is not None:
+            output.write(f"{plan.method.name}/sheets/{one.table.name}.jpg", to_jpeg(sheet))
     return measured
+
+
+def _shown(measured: MeasuredTable, rows: Sequence[Row], output: OutputFolder) -> list[ShownCase]:
+    """The cases with an image of every line of a table, in order."""
+    made: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        made.setdefault(row.case.case_id, {})[row.variant] = row
+    shown = []
+    for by_variant in made.values():
+        wanted = [by_variant.get(variant.name) for variant in measured.table.variants if not variant.adapter]
+        images = [
+            (output.uri(f"made/{row.made.image_uri}"), row.scored.scores)
+            for row in wanted
+            if row is not None and row.made is not None and row.made.image_uri
+        ]
+        if len(images) == len(wanted):
+            case = next(iter(by_variant.values())).case
+            shown.append(ShownCase(case, tuple(images)))
+    return shown
 
 
 # ---- the plan
 
 
-def _suited(table: PaperTable, benchmark: Benchmark) -> PaperTable:
+def check_suited(table: PaperTable, benchmark: Benchmark) -> None:
+    """Raises ConfigurationError for a table of another kind of benchmark."""
     if table.kind != benchmark.kind:
         raise ConfigurationError(
             f"table {table.name} is of {table.kind}, but benchmark {benchmark.name} is of {benchmark.kind}; choose "
             "another table or another benchmark"
         )
-    return table
 
 
 def _variants(tables: Sequence[PaperTable]) -> list[Variant]:
@@ -221,7 +265,7 @@ def _write_catalog(output: OutputFolder, benchmark: Benchmark) -> str:
 # ---- the work
 
 
-def _make(one: PlannedVariant, cluster: ClusterConfig, connected: Cluster, hooks: Hooks) -> None:
+def _make(one: PlannedVariant, model: ModelConfig, cluster: ClusterConfig, connected: Cluster, hooks: Hooks) -> None:
     if hooks.stop.is_set() or not (one.plan.counts.to_do or one.plan.counts.refused):
         return
     logger.info("%s: %d images to make", one.variant.title, one.plan.counts.to_do)
@@ -229,7 +273,7 @@ def _make(one: PlannedVariant, cluster: ClusterConfig, connected: Cluster, hooks
         one.plan,
         RunOutput(one.inputs.output_uri, one.plan.catalog.locations),
         inputs=one.inputs,
-        model=one.model,
+        model=model,
         sampler=one.sampler,
         cluster=cluster,
         lease=hooks.lease,
@@ -246,12 +290,13 @@ def _measure(
     if not shards or hooks.stop.is_set():
         return
     workers = plan_workers(cluster, connected.nodes)
-    model, pictures = plan.variants[0].model, plan.variants[0].plan.catalog.locations
+    pictures = plan.variants[0].plan.catalog.locations
     work = ScoreWork(
         output,
         shards,
-        model.model_copy(update={"device": workers.device}),
+        plan.method.model.model_copy(update={"device": workers.device}),
         replace(pictures, allowed_roots=(*pictures.allowed_roots, output.root_uri)),
+        judges=plan.judges,
         num_threads=workers.num_threads,
     )
 

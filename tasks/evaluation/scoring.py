@@ -26,6 +26,7 @@ from tasks.storage.filesystems import describe_error
 
 if TYPE_CHECKING:
     from ezigen.metrics import Shown
+    from ezigen.mini.recipe.judge import Bench
 
 T = TypeVar("T")
 
@@ -101,6 +102,8 @@ class ScoreWork:
     model: ModelConfig
     locations: Locations
     """How the benchmark's pictures and the images are reached."""
+    judges: bool = False
+    """Whether the world's judge looks as well: at images of the miniature DreamBench."""
     num_threads: int = 1
 
     def open(self) -> None:
@@ -112,6 +115,7 @@ class ScoreWork:
         torch.set_num_threads(self.num_threads)
         scorer = load_scorer(self.model)
         self._measurer: Measurer = Measurer(scorer.clip, scorer.dino, scorer.face)
+        self._bench: Bench | None = _load_bench() if self.judges else None
 
     def make(self, shard: str) -> ShardReport:
         """Measures the images of a shard and stores their rows."""
@@ -136,7 +140,7 @@ class ScoreWork:
                 errors.append("")
             except ItemError as error:
                 errors.append(f"{error.code.value}: {error.message}")
-        found = iter(self._measurer.measure(shown))
+        found = iter(self._judge(jobs, errors, shown, self._measurer.measure(shown)))
         for job, reason in zip(jobs, errors, strict=True):
             if reason:
                 logger.warning("case %s cannot be measured: %s", job.case.case_id, reason)
@@ -147,6 +151,18 @@ class ScoreWork:
                 "scores": {} if reason else next(found),
                 "error": reason,
             }
+
+    def _judge(
+        self, jobs: Sequence[ScoreJob], errors: Sequence[str], shown: "Sequence[Shown]", found: list[dict[str, float]]
+    ) -> list[dict[str, float]]:
+        if self._bench is None:
+            return found
+        from ezigen.mini.truth import Truth, judge_scores
+
+        cases = [job.case for job, error in zip(jobs, errors, strict=True) if not error]
+        truths = [Truth.of_benchmark(case.subject_id, case.prompt_id) for case in cases]
+        judged = (judge_scores(self._bench, one.image, truth) for one, truth in zip(shown, truths, strict=True))
+        return [scores | more for scores, more in zip(found, judged, strict=True)]
 
     def _show(self, job: ScoreJob, pictures: dict[str, Picture]) -> "Shown":
         from ezigen.metrics import Shown
@@ -170,8 +186,10 @@ class ScoreWork:
         return known[uri]
 
 
-def encoders_digest(model: ModelConfig) -> str:
+def encoders_digest(model: ModelConfig, *, judges: bool = False) -> str:
     """32 hex digits of the encoders that measure for this model: of their files, so that other weights are others.
+
+    judges: the world's judge is one of them.
 
     Raises ConfigurationError, with a remedy, where one is missing: figures without it would be no comparison.
     """
@@ -188,7 +206,18 @@ def encoders_digest(model: ModelConfig) -> str:
             if path.is_file()
             else _folder_fingerprint(resolve_folder(model.face_encoder, "dinov2"))
         )
+    if judges:
+        from ezigen.mini.truth import judge_file
+
+        prints.append(hashlib.sha256(judge_file().read_bytes()).hexdigest())
     return digest_hex(to_canonical(prints))
+
+
+def _load_bench() -> "Bench":
+    from ezigen.mini.recipe.judge import Bench
+    from ezigen.mini.truth import judge_file
+
+    return Bench(judge_file())
 
 
 def _folder_fingerprint(folder: Path) -> str:

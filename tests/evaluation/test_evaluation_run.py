@@ -13,7 +13,7 @@ from ezigen.metrics import Measurer, Shown, load_scorer
 from ezigen.models import model_fingerprint
 from tasks.evaluation import read_benchmark
 from tasks.evaluation.paper import EDITING, MODES, PaperTable
-from tasks.evaluation.run import Fingerprints, Hooks, plan_evaluation, run_evaluation
+from tasks.evaluation.run import Hooks, Method, plan_evaluation, run_evaluation
 from tasks.evaluation.scoring import encoders_digest, make_shards, read_scores
 from tasks.storage import Locations, OutputFolder
 
@@ -38,17 +38,9 @@ def evaluation(benchmark, tmp_path, ray_address):
     output, cluster = OutputFolder(str(tmp_path / "out")), ClusterConfig(address=ray_address, num_workers=1)
 
     def plan(tables=(TABLE,)):
-        prints = Fingerprints(model_fingerprint("mini"), adapter_fingerprint("auto", "mini"))
-        return plan_evaluation(
-            output,
-            cases,
-            tables,
-            ModelConfig(),
-            SAMPLER,
-            fingerprints=prints,
-            image_size_px=64,
-            allowed_roots=[str(folder)],
-        )
+        prints = model_fingerprint("mini"), adapter_fingerprint("auto", "mini")
+        method = Method("shipped", ModelConfig(), SAMPLER, *prints, image_size_px=64)
+        return plan_evaluation(method, output, cases, tables, allowed_roots=[str(folder)])
 
     return output, plan, lambda hooks=None: run_evaluation(plan(), output, cluster, hooks)
 
@@ -59,10 +51,10 @@ def test_images_are_made_measured_and_tabled_once(evaluation, benchmark, monkeyp
     (table,) = run()
     assert [row.title for row in table.rows] == ["text only", "full injection"]
     assert all((row.missing, row.means["dino"].count) == (0, 4) for row in table.rows)
-    assert set(output.list("tables")) == {"small.csv", "small.md", "small.tex"}
-    assert output.read("tables/small.md").decode().startswith("## Table 3: Two modes, 4 images a line")
+    assert set(output.list("shipped/tables")) == {"small.csv", "small.md", "small.tex"}
+    assert output.read("shipped/tables/small.md").decode().startswith("## Table 3: Two modes, 4 images a line")
 
-    rows = pq.read_table(output.path("images.parquet")).to_pylist()
+    rows = pq.read_table(output.path("shipped/images.parquet")).to_pylist()
     assert [row["variant"] for row in rows] == ["text_only"] * 4 + ["full_injection"] * 4
     case = benchmark[1].cases[2]
     (row,) = (row for row in rows if (row["variant"], row["case_id"]) == ("full_injection", case.case_id))
@@ -92,7 +84,7 @@ def test_a_stopped_evaluation_goes_on_where_it_ended(evaluation):
 
     assert run(Hooks(on_progress=told, stop=stop)) == ()
     assert set(titles) == {"text only"}
-    assert not output.list("tables")
+    assert not output.list("shipped/tables")
     assert 0 < plan().num_images < 8
     (table,) = run()
     assert [row.missing for row in table.rows] == [0, 0]
@@ -101,7 +93,7 @@ def test_a_stopped_evaluation_goes_on_where_it_ended(evaluation):
 def test_an_image_that_cannot_be_read_is_missing_and_named(evaluation, caplog):
     output, _, run = evaluation
     run()
-    rows = pq.read_table(output.path("images.parquet")).to_pylist()
+    rows = pq.read_table(output.path("shipped/images.parquet")).to_pylist()
     (score_file,) = output.list("scores")
     output.filesystem.rm(output.path(f"scores/{score_file}"))
     output.filesystem.pipe_file(output.path(rows[0]["image_uri"]), b"not a picture")
@@ -109,7 +101,7 @@ def test_an_image_that_cannot_be_read_is_missing_and_named(evaluation, caplog):
         (table,) = run()
     assert [row.missing for row in table.rows] == [1, 0]
     assert rows[0]["case_id"] in caplog.text
-    again = pq.read_table(output.path("images.parquet")).to_pylist()
+    again = pq.read_table(output.path("shipped/images.parquet")).to_pylist()
     assert again[0]["error"].startswith("image_undecodable")
 
 

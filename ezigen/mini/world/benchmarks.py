@@ -38,6 +38,8 @@ PRODUCTS = (
 
 SIDE_PX = 64
 SUBJECT_PICTURES = 4
+PHRASES_PER_SCENE = 2
+"""Prompts of the miniature DreamBench: one for every scene, then another one for every scene."""
 CREATURES = ("animal", "bird", "sea animal", "insect")
 IDENTITY_HUES = (0, 120, 240)
 
@@ -66,11 +68,8 @@ def write_subject(composer: Composer, rng: Generator, variant: Variant, folder: 
 def prompts_text(variants: list[Variant]) -> str:
     """`prompts_and_classes.txt`: a table of subjects and classes, then the prompt list, as the original writes them."""
     table = [f"{folder_name(v)},{v.product.subject_class}" for v in variants]
-    prompts = [
-        f"'a {{0}} {{1}} {phrase}'.format(unique_token, class_token),"
-        for phrases in PHRASES.values()
-        for phrase in phrases[:2]
-    ]
+    phrases = [PHRASES[scene][number] for number in range(PHRASES_PER_SCENE) for scene in SCENE_NAMES]
+    prompts = [f"'a {{0}} {{1}} {phrase}'.format(unique_token, class_token)," for phrase in phrases]
     return "\n".join(
         [
             "Classes",
