@@ -49,8 +49,10 @@ class EvaluationSummary(Summary):
         if self.stopped:
             return f"{self.reference} is not measured; run again to continue"
         if not self.tables:
+            from tasks.training.measurements import measure_name
+
             measured = (self.training_metrics or {}).items()
-            known = ", ".join(f"{score_name(name)} {format_decimal(value)}" for name, value in measured)
+            known = ", ".join(f"{measure_name(name)} {format_decimal(value)}" for name, value in measured)
             return f"{self.reference}, as training measured it last: {known or 'nothing'}"
         rows = self.tables[0].rows
         means = rows[-1].means if rows else {}
