@@ -19,6 +19,7 @@ from flows.pipeline_options import PipelineOptions
 from flows.plan_commands import load_options, plan_app
 from flows.results_listing import Format, Status
 from flows.run_options import RunOptions
+from flows.study_commands import study_app
 from flows.training_options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.add_typer(plan_app, name="plan")
 app.add_typer(adapters_app, name="adapters")
+app.add_typer(study_app, name="study")
 
 
 def main() -> None:
