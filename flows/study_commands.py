@@ -88,7 +88,7 @@ def show_results(
 
 
 def parse_sets(assignments: Sequence[str]) -> dict[str, str]:
-    """NAME=LOCATION by name, in the given order. Raises ConfigurationError for anything else and for a name given twice."""
+    """NAME=LOCATION by name, in the given order. Raises ConfigurationError for anything else, and a repeated name."""
     sets: dict[str, str] = {}
     for text in assignments:
         name, mark, uri = (part.strip() for part in text.partition("="))

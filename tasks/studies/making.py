@@ -147,8 +147,8 @@ class _Maker:
         if not common:
             counts = ", ".join(f"{name} has {len(ids)}, such as {min(ids)!r}" for name, ids in by_set.items() if ids)
             raise ConfigurationError(
-                f"the sets have no case in common ({counts or 'they are empty'}); images of runs are matched by item_id, those "
-                "of folders by file name without suffix."
+                f"the sets have no case in common ({counts or 'empty'}); images of runs are matched by item_id, "
+                "those of folders by file name without suffix."
             )
         random.Random(self._request.seed).shuffle(common)
         return common

@@ -17,7 +17,7 @@ class Question:
 
 QUESTIONS = (
     Question("flexibility", "Which image follows the text best?", "prompt"),
-    Question("identity", "Which image shows the very subject of the picture?", "subject"),
+    Question("identity", "In which image is the subject most like its picture?", "subject"),
     Question("quality", "Which image is the best overall?"),
 )
 """Those of the paper's preference study."""
