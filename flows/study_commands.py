@@ -107,11 +107,11 @@ def open_locations(storage_block: str) -> "Locations":
     return Locations(storage_options=load_options(storage_block))
 
 
-def print_left_out(left_out: Mapping[str, str]) -> None:
+def print_left_out(left_out: Mapping[str, str], noun: str = "case") -> None:
     """What a page does not show, and why."""
     if not left_out:
         return
-    err.print(f"[yellow]{plural(len(left_out), 'case')} left out[/]")
+    err.print(f"[yellow]{plural(len(left_out), noun)} left out[/]")
     for name, reason in list(left_out.items())[:_MAX_LEFT_OUT]:
         err.print(f"  {escape(name)}: {escape(reason)}")
     if len(left_out) > _MAX_LEFT_OUT:

@@ -5,13 +5,18 @@ import posixpath
 
 from PIL import Image
 
-from ezigen.config import ErrorCode, ItemError
+from ezigen.config import CatalogInputs, ErrorCode, ItemError
 from ezigen.images import decode_picture, encode_image
 from tasks.catalog.results import ResultRow
-from tasks.storage import Location, Locations, OutputFolder
+from tasks.storage import Locations, OutputFolder
 from tasks.storage.filesystems import describe_error
 
 QUALITY = 82
+PAGE_BYTES = 40_000_000
+"""About how large a page may become before its pictures are made smaller."""
+SIDES_PX = (512, 384, 256, 192)
+_BYTES_PER_PIXEL = 0.25
+"""Of a photograph as WebP in base64, generously."""
 
 
 def read_stored(folder: OutputFolder, relative: str) -> bytes:
@@ -38,6 +43,22 @@ def read_subject(uri: str, locations: Locations) -> Image.Image:
     return decode_picture(locations.read_bytes(uri), min_side_px=1).rgb
 
 
+def subject_locations(output: OutputFolder) -> Locations | None:
+    """Where the run's subjects lie; None where run.json does not say."""
+    record = output.read_run()
+    if record is None or not record.inputs.get("catalog_uri"):
+        return None
+    names = ("catalog_uri", "output_uri", "allowed_roots")
+    inputs = CatalogInputs(**{name: record.inputs[name] for name in names if name in record.inputs})
+    return Locations.for_catalog(inputs, output.locations.storage_options)
+
+
+def choose_side(num_images: int) -> int:
+    """The largest of SIDES_PX with which so many images keep a page below about PAGE_BYTES, or else the smallest."""
+    fitting = (side for side in SIDES_PX if num_images * side * side * _BYTES_PER_PIXEL <= PAGE_BYTES)
+    return next(fitting, SIDES_PX[-1])
+
+
 def shrunk(image: Image.Image, side_px: int) -> Image.Image:
     """The picture with no side above side_px; a small one as it is."""
     if max(image.size) <= side_px:
@@ -50,8 +71,3 @@ def shrunk(image: Image.Image, side_px: int) -> Image.Image:
 def to_page_uri(image: Image.Image, quality: int = QUALITY) -> str:
     """A WebP of the pixels alone as a data URI."""
     return "data:image/webp;base64," + base64.b64encode(encode_image(image, "webp", quality)).decode()
-
-
-def page_folder(location: Location, locations: Locations) -> OutputFolder:
-    """The folder that a page is written into."""
-    return OutputFolder(location.parent.uri, locations)

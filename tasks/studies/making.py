@@ -14,10 +14,11 @@ from PIL import Image
 
 from ezigen.config import ConfigurationError, ErrorCode, ItemError
 from ezigen.images import Picture, decode_picture, fit_square
-from tasks.reports.pictures import read_subject, shrunk, to_page_uri
+from tasks.reports.pictures import choose_side, read_subject, shrunk, to_page_uri
 from tasks.storage import Location, Locations, locate
+from tasks.storage.documents import encode_document
 from tasks.storage.writing import write_atomic, write_new
-from tasks.studies.key import KEY_FORMAT, KeyCase, StudyKey, to_bytes
+from tasks.studies.key import KEY_FORMAT, KeyCase, StudyKey
 from tasks.studies.page import PageCase, render_study
 from tasks.studies.questions import QUESTIONS, Question
 from tasks.studies.sets import (
@@ -33,11 +34,6 @@ from tasks.studies.sets import (
 
 MAX_SETS = 9
 """As many as there are digits to choose by."""
-PAGE_BYTES = 40_000_000
-"""About how large a page may become before its pictures are made smaller."""
-SIDES_PX = (512, 384, 256, 192)
-_BYTES_PER_PIXEL = 0.25
-"""Of a photograph as WebP in base64, generously."""
 _SUBJECT_PX = 384
 
 
@@ -108,7 +104,7 @@ def write_study(output_uri: str, request: StudyRequest, locations: Locations | N
         key_cases,
     )
     # The key first: a page without its key would collect answers that nobody can read.
-    if not write_new(locations.filesystem(key), key.path, to_bytes(secret)):
+    if not write_new(locations.filesystem(key), key.path, encode_document(secret)):
         raise _exists(key)
     write_atomic(locations.filesystem(page), page.path, html)
     return Study(page.uri, key.uri, digest, len(cases), len(common), maker.side_px, len(html), left_out)
@@ -228,12 +224,6 @@ def _open_descriptions(request: StudyRequest, locations: Locations) -> Descripti
 
 def _read_image(source: ResultSet, found: Found) -> Picture:
     return Picture(decode_picture(read_set(source, found), min_side_px=1).rgb)
-
-
-def choose_side(num_images: int) -> int:
-    """The largest of SIDES_PX with which so many images keep a page below about PAGE_BYTES, or else the smallest."""
-    fitting = (side for side in SIDES_PX if num_images * side * side * _BYTES_PER_PIXEL <= PAGE_BYTES)
-    return next(fitting, SIDES_PX[-1])
 
 
 def _hide(cases: Sequence[_Case], methods: Mapping[str, str], secret: bytes) -> tuple[list[PageCase], list[KeyCase]]:

@@ -12,7 +12,7 @@ from tasks.reports.rendering import ICON, content_policy, embed_json, environmen
 from tasks.studies.questions import Question
 
 _SCRIPTS = ("elements.js", "keeping.js", "study.js")
-_STYLES = ("report.css", "study.css")
+_STYLES = ("report.css", "work.css", "study.css")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from typing import Any, Literal
 import msgspec
 
 from ezigen.config import ConfigurationError
-from tasks.storage import Location, Locations, locate
-from tasks.storage.filesystems import describe_error, with_retries
+from tasks.storage import Locations
+from tasks.storage.documents import check_name, read_document
 from tasks.studies.intervals import Interval, fleiss_kappa, mean_interval
-from tasks.studies.key import NO_DIFFERENCE, StudyKey, decode_file
+from tasks.studies.key import NO_DIFFERENCE, StudyKey
 
-MAX_RATER_CHARS = 80
 _DIGITS = 4
 
 
@@ -102,12 +101,12 @@ def read_results(key_uri: str, answer_uris: Sequence[str], locations: Locations 
     speaks of a case, question or label that the study does not have.
     """
     locations = locations or Locations()
-    key: StudyKey = decode_file(_read(key_uri, locations), key_uri, StudyKey, "the key of a study")
+    key = read_document(key_uri, StudyKey, "the key of a study", locations)
     files: dict[str, AnswersFile] = {}
     read_from: dict[str, str] = {}
     for uri in answer_uris:
         answers = _read_answers(uri, key, locations)
-        rater = answers.rater.strip()
+        rater = check_name(answers.rater, f"{uri}: the rater")
         if rater in files:
             raise ConfigurationError(
                 f"{uri} and {read_from[rater]} are both of the rater {rater!r}; give each rater's last file once."
@@ -116,24 +115,10 @@ def read_results(key_uri: str, answer_uris: Sequence[str], locations: Locations 
     return _evaluate(key, files)
 
 
-def _read(uri: str, locations: Locations) -> bytes:
-    location: Location = locate(uri)
-    filesystem = locations.filesystem(location)
-    try:
-        return bytes(with_retries(lambda: filesystem.cat_file(location.path), f"reading {location.uri}"))
-    except OSError as error:
-        raise ConfigurationError(f"{location.uri} cannot be read ({describe_error(error)}); check the path.") from error
-
-
 def _read_answers(uri: str, key: StudyKey, locations: Locations) -> AnswersFile:
-    answers: AnswersFile = decode_file(_read(uri, locations), uri, AnswersFile, "a file of answers")
+    answers = read_document(uri, AnswersFile, "a file of answers", locations)
     if answers.study != key.study:
         raise ConfigurationError(f"{uri} answers another study ({answers.study[:32]}, not {key.study}); leave it out.")
-    rater = answers.rater.strip()
-    if not 0 < len(rater) <= MAX_RATER_CHARS or not rater.isprintable():
-        raise ConfigurationError(
-            f"{uri}: the rater must have a printable name of at most {MAX_RATER_CHARS} characters."
-        )
     _check_answers(uri, key, answers.answers)
     return answers
 

@@ -13,7 +13,7 @@ from ezigen.config import CatalogInputs, ConfigurationError, ErrorCode, ItemErro
 from tasks.catalog.results import ResultRow, from_batch
 from tasks.catalog.rows import CatalogRow, parse_row, split_uris
 from tasks.datasets.catalogs import read_catalog
-from tasks.reports.pictures import read_stored
+from tasks.reports.pictures import read_stored, subject_locations
 from tasks.storage import Locations, OutputFolder, ResultsLedger, RunOutput, locate
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -86,12 +86,7 @@ class RunSet:
 
     @cached_property
     def _locations(self) -> Locations | None:
-        record = self.folder.read_run()
-        if record is None or not record.inputs.get("catalog_uri"):
-            return None
-        names = ("catalog_uri", "output_uri", "allowed_roots")
-        inputs = CatalogInputs(**{name: record.inputs[name] for name in names if name in record.inputs})
-        return Locations.for_catalog(inputs, self.folder.locations.storage_options)
+        return subject_locations(self.folder)
 
     def case_ids(self) -> set[str]:
         """The items that have an image."""

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ezigen.config import ConfigurationError
+from tasks.reports.pictures import choose_side
 from tasks.studies import QUESTIONS, StudyRequest, parse_questions, write_study
-from tasks.studies.making import choose_side
 from tests.reports.rows import make_row
 from tests.reports.test_page import HOSTILE, Page
 from tests.studies.sets import COLOURS, write_folder, write_run, write_subjects
