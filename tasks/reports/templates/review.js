@@ -121,7 +121,10 @@ function showPage(page) {
 function drawCounts() {
   const count = (state) => review.items.filter((item) => stateOf(item) === state).length;
   const approved = count("approved"), rejected = count("rejected");
-  field("counts").textContent = `${whole.format(approved)} approved · ${whole.format(rejected)} rejected · ${whole.format(review.items.length - approved - rejected)} left`;
+  const left = review.items.length - approved - rejected;
+  field("counts").replaceChildren(
+    make("span", { className: "long", textContent: `${whole.format(approved)} approved · ${whole.format(rejected)} rejected · ${whole.format(left)} left` }),
+    make("span", { className: "short", textContent: `${whole.format(left)} left` }));
   field("progress").style.width = `${100 * (approved + rejected) / review.items.length}%`;
 }
 
