@@ -180,3 +180,16 @@ def test_apply_says_what_is_refused(output):
     told = ezigen("review", "apply", output.root_uri, write_decisions(output, "Ann", {7: "approved"}))
     assert told.exit_code == 2
     assert "Nothing was stored" in " ".join(told.output.split())
+
+
+def test_on_an_object_store(tmp_path):
+    output = RunOutput("memory://reviews/out")
+    row = make_row(0, paint=None)
+    stored = output.write_image(row.item_key, encode_png(paint("secretmethod", 0)))
+    output.write_results(row.run_id, 0, [replace(row, image_uri=stored.uri, image_sha256=stored.sha256)])
+    decision = {"item_key": row.item_key, "item_id": row.item_id, "image_sha256": stored.sha256}
+    decision |= {"decision": "rejected", "decided_at": NOW.isoformat()}
+    file = tmp_path / "decisions.json"
+    file.write_text(json.dumps({"format": "ezigen-review/1", "reviewer": "Ann", "decisions": [decision]}))
+    assert apply_decisions(output, str(file)).uri.startswith("memory://reviews/out/review/")
+    assert states(output) == {0: "rejected"}

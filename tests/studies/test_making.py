@@ -68,9 +68,10 @@ def test_nothing_in_the_page_tells_the_method(tmp_path, sets):
     # One run made images of 48 px, the other of 96: here all are alike, and none carries anything but pixels.
     assert {(image.size, image.format, image.mode) for image in shown.values()} == {((96, 96), "WEBP", "RGB")}
     assert all(set(image.info) <= {"loop", "background", "duration", "timestamp"} for image in shown.values())
-    # Neither the place in the file nor the order of the labels follows the method.
-    first = {key["cases"][at]["labels"][case["labels"][0]] for at, case in enumerate(page.data["cases"])}
-    assert first == set(METHODS)
+    # The place in the file follows the labels, and those are drawn (see below).
+    assert all(case["labels"] == sorted(case["labels"]) for case in page.data["cases"])
+    names = [name for name in page.raw if name.startswith("image-")]
+    assert names == [f"image-{label}" for case in page.data["cases"] for label in case["labels"]]
 
 
 def test_labels_cannot_be_computed_from_what_is_known(tmp_path, sets):
@@ -116,6 +117,14 @@ def test_the_policy_allows_no_pictures_from_the_folder(tmp_path, sets):
     policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none';")
     assert "img-src data:;" in policy
+
+
+def test_on_an_object_store(sets):
+    request = StudyRequest(sets, num_cases=2)
+    study = write_study("memory://studies/blind/study.html", request)
+    assert study.key_uri == "memory://studies/blind/study.key.json"
+    with pytest.raises(ConfigurationError, match="answers may refer to it"):
+        write_study("memory://studies/blind/study.html", request)
 
 
 # ---- folders
