@@ -1,6 +1,6 @@
 """How an adapter is measured."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,12 @@ class EvaluationConfig(Config):
         default="",
         description="Measures the identity of faces as well: a face network as ONNX file, or a vision model in "
         "transformers format. Empty: does not.",
+    )
+
+    margins: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
+        default={"dino": 0.02, "clip_t": 0.02},
+        description="By how much measures may fall where a version takes the place of another: shown by the whole "
+        "interval of the paired difference.",
     )
 
     def sampler(self, model: str) -> SamplerConfig:

@@ -24,6 +24,7 @@ from tasks.catalog.results import ResultRow
 from tasks.catalog.run import run_catalog
 from tasks.cluster import Cluster, connect, plan_workers
 from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase, catalog_rows
+from tasks.evaluation.gate import FACTS_FILE, IMAGES_FILE
 from tasks.evaluation.paper import PaperTable, Variant
 from tasks.evaluation.printing import to_csv, to_latex, to_markdown
 from tasks.evaluation.scoring import Scored, ScoreJob, ScoreWork, encoders_digest, make_shards, read_scores, score_key
@@ -33,10 +34,10 @@ from tasks.inspection.sheet import to_jpeg
 from tasks.sharding import ShardReport, run_shards
 from tasks.storage import OutputFolder, ResultsLedger, RunOutput
 from tasks.storage.lease import Lease
+from tasks.storage.run_record import now_text
 
 logger = logging.getLogger(__name__)
 
-IMAGES_FILE = "images.parquet"
 JUDGED = "mini-dreambench"
 """The benchmark whose truth is known."""
 
@@ -196,7 +197,9 @@ def run_evaluation(
     hooks.check()
     rows = tuple(_rows(plan, output))
     output.write(f"{plan.method.name}/{IMAGES_FILE}", _to_parquet(rows))
-    return _write_tables(plan, rows, output)
+    tables = _write_tables(plan, rows, output)
+    output.write(f"{plan.method.name}/{FACTS_FILE}", _facts(plan))
+    return tables
 
 
 def _write_tables(plan: EvaluationPlan, rows: Sequence[Row], output: OutputFolder) -> tuple[MeasuredTable, ...]:
@@ -345,6 +348,23 @@ def _rows(plan: EvaluationPlan, output: OutputFolder) -> Iterator[Row]:
         else:
             scored = known.get(job.key, Scored({}, "not measured"))
         yield Row(one.variant.name, case, made, scored)
+
+
+def _facts(plan: EvaluationPlan) -> bytes:
+    """What two evaluations must have in common to be compared, and what tells this one from others."""
+    method = plan.method
+    facts = {
+        "benchmark": plan.benchmark.digest,
+        "benchmark_name": plan.benchmark.name,
+        "subset": plan.benchmark.subset,
+        "encoders": plan.encoders,
+        "model": method.model_fingerprint,
+        "sampler": method.sampler.digest(),
+        "adapter": method.adapter_fingerprint,
+        "tables": [table.name for table in plan.tables],
+        "made_at": now_text(),
+    }
+    return (json.dumps(facts, indent=1) + "\n").encode()
 
 
 def _all_scores(row: Row) -> dict[str, float]:
