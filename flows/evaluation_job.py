@@ -154,6 +154,7 @@ class EvaluationJob(Job):
         from ezigen.config import CatalogInputs, ClusterConfig
         from flows.planning import pin_adapter, read_fingerprints, read_image_size
         from tasks.evaluation import read_benchmark
+        from tasks.evaluation.external import read_external
         from tasks.evaluation.paper import TABLES
         from tasks.evaluation.run import Method, plan_evaluation
 
@@ -176,7 +177,8 @@ class EvaluationJob(Job):
         prints = read_fingerprints(named, self._storage_options)
         method = Method(folder_name(self._reference), named.model, sampler, *prints, read_image_size(model.model))
         tables = [TABLES[name] for name in wanted.evaluation.tables]
-        return plan_evaluation(method, self.output, benchmark, tables, allowed_roots=[config.folder_uri])
+        others = [read_external(name, uri, benchmark, self._locations) for name, uri in inputs.images.items()]
+        return plan_evaluation(method, self.output, benchmark, tables, allowed_roots=[config.folder_uri], others=others)
 
     def _why_not(self) -> str:
         """Why nothing can be measured, or ""."""

@@ -1,10 +1,12 @@
 """The options of `ezigen evaluate`, and the parameters they stand for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from typer import Argument, Option
 
+from ezigen.config import ConfigurationError
 from flows.option_sets import CLUSTER, INPUTS, MODEL, Accelerator, Address, Device, Model, StorageBlock, Wait
 from flows.parameters import EvaluationParameters, build_evaluation_parameters
 
@@ -39,6 +41,14 @@ class EvaluationOptions:
     ] = None
     prompts: Annotated[
         str | None, Option(metavar="FILE", help="Of people and own: a prompt per line.", rich_help_panel=BENCHMARK)
+    ] = None
+    images: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=LOCATION",
+            help="Another method's images of the same cases, measured beside; repeat it.",
+            rich_help_panel=BENCHMARK,
+        ),
     ] = None
     runs: Annotated[int | None, Option(help="Images of each subject and prompt.", rich_help_panel=BENCHMARK)] = None
     num_subjects: Annotated[
@@ -84,6 +94,7 @@ class EvaluationOptions:
                 "adapter": self.adapter,
                 "adapters_uri": self.adapters,
                 "output_uri": self.output,
+                "images": _named(self.images or ()),
                 "if_busy": "wait" if self.wait else None,
                 "storage_block": self.storage_block,
             },
@@ -103,3 +114,14 @@ class EvaluationOptions:
             cluster={"address": self.address, "num_workers": self.workers, "accelerator": self.accelerator},
             assignments=self.assignments or (),
         )
+
+
+def _named(texts: Sequence[str]) -> dict[str, str]:
+    """NAME=LOCATION as name and location. Raises ConfigurationError."""
+    named = {}
+    for text in texts:
+        name, _, location = text.partition("=")
+        if not name or not location or name in named:
+            raise ConfigurationError(f"--images {text!r}: write NAME=LOCATION, each name once")
+        named[name] = location
+    return named

@@ -65,6 +65,11 @@ class EvaluationInputs(Config):
         description="Folder or s3:// prefix of evaluations. Adapters that are evaluated in the same one can be "
         "compared, and share what does not depend on them.",
     )
+    images: dict[str, str] = Field(
+        default={},
+        description="Other methods to measure beside the adapter, by name: a folder or s3:// prefix with "
+        "<case>.png, or an output of personalize_catalog whose item_ids are the cases.",
+    )
     if_busy: Literal["refuse", "wait"] = Field(
         default="refuse", description="What to do when another run holds the folder: refuse at once, or wait."
     )

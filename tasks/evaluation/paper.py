@@ -26,6 +26,13 @@ class Variant:
     published: Mapping[str, float] = field(default_factory=dict)
     adapter: str = ""
     """Which adapter it takes, by what training made of it: another one than the evaluated; empty: that one."""
+    is_external: bool = False
+    """Whether its images come from another method."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether there are images of it: no adapter of its own is made."""
+        return not self.adapter
 
     def sampler(self, base: SamplerConfig) -> SamplerConfig:
         """The evaluated sampler with this variant's changes."""

@@ -24,6 +24,7 @@ from tasks.catalog.results import ResultRow
 from tasks.catalog.run import run_catalog
 from tasks.cluster import Cluster, connect, plan_workers
 from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase, catalog_rows
+from tasks.evaluation.external import ExternalMethod, FoundImage
 from tasks.evaluation.gate import FACTS_FILE, IMAGES_FILE
 from tasks.evaluation.paper import PaperTable, Variant
 from tasks.evaluation.printing import to_csv, to_latex, to_markdown
@@ -32,7 +33,7 @@ from tasks.evaluation.sheet import ShownCase, draw_table
 from tasks.evaluation.tables import MeasuredTable, ScoredImage, measure_table
 from tasks.inspection.sheet import to_jpeg
 from tasks.sharding import ShardReport, run_shards
-from tasks.storage import OutputFolder, ResultsLedger, RunOutput
+from tasks.storage import Locations, OutputFolder, ResultsLedger, RunOutput
 from tasks.storage.lease import Lease
 from tasks.storage.run_record import now_text
 
@@ -96,6 +97,8 @@ class EvaluationPlan:
     variants: tuple[PlannedVariant, ...]
     encoders: str
     """Digest of the encoders that measure."""
+    others: tuple[ExternalMethod, ...] = ()
+    """Other methods, each a line more in every table."""
 
     @property
     def num_cases(self) -> int:
@@ -115,12 +118,13 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class Row:
-    """One image of a variant, or why there is none."""
+    """A case in a variant: its image, what making it cost if it was made here, and its scores."""
 
     variant: str
     case: BenchmarkCase
-    made: ResultRow | None
-    scored: Scored
+    image: FoundImage | None = None
+    made: ResultRow | None = None
+    scored: Scored = field(default_factory=lambda: Scored({}))
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,7 @@ def plan_evaluation(
     tables: Sequence[PaperTable],
     *,
     allowed_roots: Sequence[str],
+    others: Sequence[ExternalMethod] = (),
 ) -> EvaluationPlan:
     """Decides what is to be made. Writes the benchmark's cases as a catalog, and nothing else.
 
@@ -153,7 +158,8 @@ def plan_evaluation(
     """
     for table in tables:
         check_suited(table, benchmark)
-    chosen = tuple(tables)
+    lines = tuple(Variant(other.name, other.name, is_external=True) for other in others)
+    chosen = tuple(replace(table, variants=(*table.variants, *lines)) for table in tables)
     inputs = CatalogInputs(
         catalog_uri=_write_catalog(output, benchmark),
         output_uri=output.uri("made"),
@@ -174,7 +180,7 @@ def plan_evaluation(
         )
         planned.append(PlannedVariant(variant, sampler, inputs, plan, dict(plan.keys())))
     encoders = encoders_digest(method.model, judges=benchmark.name == JUDGED)
-    return EvaluationPlan(method, benchmark, chosen, tuple(planned), encoders)
+    return EvaluationPlan(method, benchmark, chosen, tuple(planned), encoders, tuple(others))
 
 
 def run_evaluation(
@@ -196,7 +202,7 @@ def run_evaluation(
         return ()
     hooks.check()
     rows = tuple(_rows(plan, output))
-    output.write(f"{plan.method.name}/{IMAGES_FILE}", _to_parquet(rows))
+    output.write(f"{plan.method.name}/{IMAGES_FILE}", _to_parquet(rows, output))
     tables = _write_tables(plan, rows, output)
     output.write(f"{plan.method.name}/{FACTS_FILE}", _facts(plan))
     return tables
@@ -210,34 +216,38 @@ def _write_tables(plan: EvaluationPlan, rows: Sequence[Row], output: OutputFolde
         if row.scored.scores
     ]
     measured = tuple(measure_table(table, images, len(plan.benchmark.cases)) for table in plan.tables)
-    locations = plan.variants[0].plan.catalog.locations
-    pictures = replace(locations, allowed_roots=(*locations.allowed_roots, output.root_uri))
+    pictures = _pictures(plan, output)
     for one in measured:
         for suffix, write in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
             output.write(f"{plan.method.name}/tables/{one.table.name}.{suffix}", write(one).encode())
-        sheet = draw_table(one, _shown(one, rows, output), pictures)
+        sheet = draw_table(one, _shown(one, rows), pictures)
         if sheet is not None:
             output.write(f"{plan.method.name}/sheets/{one.table.name}.jpg", to_jpeg(sheet))
     return measured
 
 
-def _shown(measured: MeasuredTable, rows: Sequence[Row], output: OutputFolder) -> list[ShownCase]:
+def _shown(measured: MeasuredTable, rows: Sequence[Row]) -> list[ShownCase]:
     """The cases with an image of every line of a table, in order."""
-    made: dict[str, dict[str, Row]] = {}
+    lines = [variant.name for variant in measured.table.variants if variant.is_shown]
+    by_case: dict[str, dict[str, Row]] = {}
     for row in rows:
-        made.setdefault(row.case.case_id, {})[row.variant] = row
-    shown = []
-    for by_variant in made.values():
-        wanted = [by_variant.get(variant.name) for variant in measured.table.variants if not variant.adapter]
-        images = [
-            (output.uri(f"made/{row.made.image_uri}"), row.scored.scores)
-            for row in wanted
-            if row is not None and row.made is not None and row.made.image_uri
-        ]
-        if len(images) == len(wanted):
-            case = next(iter(by_variant.values())).case
-            shown.append(ShownCase(case, tuple(images)))
-    return shown
+        if row.image is not None:
+            by_case.setdefault(row.case.case_id, {})[row.variant] = row
+    complete = [by_line for by_line in by_case.values() if set(lines) <= set(by_line)]
+    return [
+        ShownCase(
+            by_line[lines[0]].case,
+            tuple((row.image.uri, row.scored.scores) for row in (by_line[line] for line in lines) if row.image),
+        )
+        for by_line in complete
+    ]
+
+
+def _pictures(plan: EvaluationPlan, output: OutputFolder) -> Locations:
+    """How the benchmark's pictures and all images are reached."""
+    locations = plan.variants[0].plan.catalog.locations
+    roots = (output.root_uri, *(other.root_uri for other in plan.others))
+    return replace(locations, allowed_roots=(*locations.allowed_roots, *roots))
 
 
 # ---- the plan
@@ -254,7 +264,8 @@ def check_suited(table: PaperTable, benchmark: Benchmark) -> None:
 
 def _variants(tables: Sequence[PaperTable]) -> list[Variant]:
     """Every variant once that the evaluated adapter can make."""
-    named = {variant.name: variant for table in tables for variant in table.variants if not variant.adapter}
+    shown = (variant for table in tables for variant in table.variants if variant.is_shown)
+    named = {variant.name: variant for variant in shown if not variant.is_external}
     return list(named.values())
 
 
@@ -293,12 +304,11 @@ def _measure(
     if not shards or hooks.stop.is_set():
         return
     workers = plan_workers(cluster, connected.nodes)
-    pictures = plan.variants[0].plan.catalog.locations
     work = ScoreWork(
         output,
         shards,
         plan.method.model.model_copy(update={"device": workers.device}),
-        replace(pictures, allowed_roots=(*pictures.allowed_roots, output.root_uri)),
+        _pictures(plan, output),
         judges=plan.judges,
         num_threads=workers.num_threads,
     )
@@ -314,26 +324,32 @@ def _measure(
 def _unmeasured(plan: EvaluationPlan, output: OutputFolder) -> list[ScoreJob]:
     """The images that are there and were not measured, or could not be: what was in the way may have gone."""
     measured = {key for key, scored in read_scores(output).items() if not scored.error}
-    jobs = [job for _, _, _, job in _look(plan, output) if job is not None]
-    return [job for job in jobs if job.key not in measured]
+    return [
+        ScoreJob(key, row.case, row.image.uri, row.image.sha256)
+        for row in _look(plan, output)
+        if row.image is not None and (key := _key(plan, row, row.image)) not in measured
+    ]
 
 
-def _look(
-    plan: EvaluationPlan, output: OutputFolder
-) -> Iterator[tuple[PlannedVariant, BenchmarkCase, ResultRow | None, ScoreJob | None]]:
-    """Every variant with every case: what came of it, and if there is an image, how it is measured."""
+def _look(plan: EvaluationPlan, output: OutputFolder) -> Iterator[Row]:
+    """Every variant and every other method with every case, and the image that is there; nothing of scores."""
     made = RunOutput(output.uri("made"), output.locations)
     wanted = {key for one in plan.variants for key in one.keys.values()}
     stored = {row.item_key: row for row in ResultsLedger(made).rows() if row.item_key in wanted}
     for one in plan.variants:
         for case in plan.benchmark.cases:
             row = stored.get(one.keys.get(case.case_id, ""))
-            job = None
+            image = None
             if row is not None and row.image_uri and row.image_sha256:
-                sha256 = row.image_sha256
-                key = score_key(case, sha256, benchmark=plan.benchmark.digest, encoders=plan.encoders)
-                job = ScoreJob(key, case, made.uri(row.image_uri), sha256)
-            yield one, case, row, job
+                image = FoundImage(made.uri(row.image_uri), row.image_sha256)
+            yield Row(one.variant.name, case, image, row)
+    for other in plan.others:
+        for case in plan.benchmark.cases:
+            yield Row(other.name, case, other.images.get(case.case_id))
+
+
+def _key(plan: EvaluationPlan, row: Row, image: FoundImage) -> str:
+    return score_key(row.case, image.sha256, benchmark=plan.benchmark.digest, encoders=plan.encoders)
 
 
 # ---- the rows
@@ -341,13 +357,14 @@ def _look(
 
 def _rows(plan: EvaluationPlan, output: OutputFolder) -> Iterator[Row]:
     known = read_scores(output)
-    for one, case, made, job in _look(plan, output):
-        if job is None:
-            reason = f"{made.error_code}: {made.error_message}" if made is not None else "not made"
-            scored = Scored({}, reason)
+    for row in _look(plan, output):
+        if row.image is not None:
+            scored = known.get(_key(plan, row, row.image), Scored({}, "not measured"))
+        elif row.made is not None:
+            scored = Scored({}, f"{row.made.error_code}: {row.made.error_message}")
         else:
-            scored = known.get(job.key, Scored({}, "not measured"))
-        yield Row(one.variant.name, case, made, scored)
+            scored = Scored({}, "there is no image")
+        yield replace(row, scored=scored)
 
 
 def _facts(plan: EvaluationPlan) -> bytes:
@@ -376,22 +393,23 @@ def _all_scores(row: Row) -> dict[str, float]:
     return {**row.scored.scores, **cost}
 
 
-def _to_parquet(rows: Sequence[Row]) -> bytes:
-    table = pa.Table.from_pylist([_to_record(row) for row in rows], schema=IMAGES_SCHEMA)
+def _to_parquet(rows: Sequence[Row], output: OutputFolder) -> bytes:
+    table = pa.Table.from_pylist([_to_record(row, output) for row in rows], schema=IMAGES_SCHEMA)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue())
 
 
-def _to_record(row: Row) -> dict[str, Any]:
+def _to_record(row: Row, output: OutputFolder) -> dict[str, Any]:
+    """Locations within the output are relative to it, so that it can be moved."""
     made = row.made
     return {
         "variant": row.variant,
         "case_id": row.case.case_id,
         "subject_id": row.case.subject_id,
         "prompt_id": row.case.prompt_id,
-        "image_uri": f"made/{made.image_uri}" if made is not None and made.image_uri else None,
-        "image_sha256": None if made is None else made.image_sha256,
+        "image_uri": None if row.image is None else row.image.uri.removeprefix(f"{output.root_uri}/"),
+        "image_sha256": None if row.image is None else row.image.sha256,
         "num_loops": None if made is None else made.num_loops,
         "num_unet_calls": None if made is None else made.num_unet_calls,
         "seconds": None if made is None else made.seconds,
