@@ -247,9 +247,8 @@ def _tables(page: EvaluationPage) -> Iterator[_TableView]:
         measured = one.measured
         shown = measures_of(measured)
         rows = [*measured.rows, *(TableRow(other.title, {}, other.figures) for other in measured.table.others)]
-        size = len(one.sheet or b"")
-        left -= size if size <= left else 0
-        fits = bool(size) and size <= MAX_SHEETS_BYTES
+        fits = one.sheet is not None and len(one.sheet) <= left
+        left -= len(one.sheet) if one.sheet and fits else 0
         yield _TableView(
             name=measured.table.name,
             short=f"Table {measured.table.number}" if measured.table.number else measured.table.name.capitalize(),
@@ -259,7 +258,7 @@ def _tables(page: EvaluationPage) -> Iterator[_TableView]:
             findings=[(trend.verdict, _SIGNS[trend.verdict], finding(measured, trend)) for trend in measured.trends],
             charts=[chart for name in shown if (chart := _table_chart(measured.table.name, name, rows))],
             sheet=_jpeg_uri(one.sheet) if one.sheet and fits else "",
-            sheet_file="" if fits or not size else f"sheets/{measured.table.name}.jpg",
+            sheet_file="" if fits or not one.sheet else f"sheets/{measured.table.name}.jpg",
         )
 
 

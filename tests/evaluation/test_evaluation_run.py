@@ -1,5 +1,6 @@
 """An evaluation of the embedded model with few steps: real catalog runs, real scores, on Ray."""
 
+import re
 import threading
 
 import pyarrow.parquet as pq
@@ -54,6 +55,10 @@ def test_images_are_made_measured_and_tabled_once(evaluation, benchmark, monkeyp
     assert set(output.list("shipped/tables")) == {"small.csv", "small.md", "small.tex"}
     assert output.read("shipped/tables/small.md").decode().startswith("## Table 3: Two modes, 4 images a line")
 
+    page = output.read("shipped/evaluation.html").decode()
+    assert "All 8 images are measured." in page
+    assert len(re.findall('<img src="data:image/webp', page)) == 16  # two measures, four cases, each with its subject
+
     rows = pq.read_table(output.path("shipped/images.parquet")).to_pylist()
     assert [row["variant"] for row in rows] == ["text_only"] * 4 + ["full_injection"] * 4
     case = benchmark[1].cases[2]
@@ -103,6 +108,7 @@ def test_an_image_that_cannot_be_read_is_missing_and_named(evaluation, caplog):
     assert rows[0]["case_id"] in caplog.text
     again = pq.read_table(output.path("shipped/images.parquet")).to_pylist()
     assert again[0]["error"].startswith("image_undecodable")
+    assert "7 of 8 images are measured, 1 is missing." in output.read("shipped/evaluation.html").decode()
 
 
 def test_a_damaged_score_file_is_named(evaluation):
