@@ -1,6 +1,7 @@
 """The page of an evaluation: the paper's tables measured, what they say of its claims, and where the method is weak."""
 
 import base64
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -337,13 +338,19 @@ def _broken_down(
 
 
 def _prompts(cases: Sequence[BenchmarkCase]) -> dict[str, str]:
-    """The words of every prompt; where they differ by the class word alone, with dots in its place."""
-    words: dict[str, str] = {}
+    """The words of every prompt; where they differ by the class word, with dots in its place."""
+    by_prompt: dict[str, list[BenchmarkCase]] = {}
     for case in cases:
-        known = words.setdefault(case.prompt_id, case.prompt)
-        if known != case.prompt:
-            words[case.prompt_id] = case.prompt.replace(case.subject_class, "…", 1) if case.subject_class else known
-    return words
+        by_prompt.setdefault(case.prompt_id, []).append(case)
+    return {
+        name: _without_class(group[0]) if len({case.prompt for case in group}) > 1 else group[0].prompt
+        for name, group in by_prompt.items()
+    }
+
+
+def _without_class(case: BenchmarkCase) -> str:
+    word = re.escape(case.subject_class)
+    return re.sub(rf"(?<!\w){word}(?!\w)", "…", case.prompt, count=1) if word else case.prompt
 
 
 @dataclass(frozen=True)
