@@ -139,6 +139,8 @@ class EvaluationJob(Job):
 
     def summarize(self) -> EvaluationSummary:
         """The end of the run, after `work`."""
+        from tasks.evaluation.run import PAGE_FILE
+
         plan = self._plan
         return EvaluationSummary(
             reference=self._reference,
@@ -146,7 +148,7 @@ class EvaluationJob(Job):
             tables=self.tables,
             training_metrics=self._training_metrics,
             num_made=self._num_made,
-            uri=self.output.uri(plan.method.name) if plan is not None and self.tables else "",
+            uri=self.output.uri(f"{plan.method.name}/{PAGE_FILE}") if plan is not None and self.tables else "",
             stopped_by=self.stop.signal_number if plan is not None and not self.tables else None,
         )
 

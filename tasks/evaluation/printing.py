@@ -77,13 +77,15 @@ def to_latex(measured: MeasuredTable) -> str:
 
 def sentence(measured: MeasuredTable, trend: Trend) -> str:
     """One claim in words: DINO, full injection above text only: +0.310 [0.250, 0.371], agrees with the paper."""
+    return f"{finding(measured, trend)}, {_VERDICTS[trend.verdict]}"
+
+
+def finding(measured: MeasuredTable, trend: Trend) -> str:
+    """The same without the verdict."""
     titles = {variant.name: variant.title for variant in measured.table.variants}
     claim, found = trend.claim, trend.difference
     ends = f" [{found.low:+.3f}, {found.high:+.3f}]" if found.clusters > 1 else " (one subject)"
-    return (
-        f"{score_name(claim.measure)}, {titles[claim.higher]} above {titles[claim.lower]}: "
-        f"{found.mean:+.3f}{ends}, {_VERDICTS[trend.verdict]}"
-    )
+    return f"{score_name(claim.measure)}, {titles[claim.higher]} above {titles[claim.lower]}: {found.mean:+.3f}{ends}"
 
 
 def measures_of(measured: MeasuredTable) -> list[str]:

@@ -2,8 +2,8 @@
 
 In the output folder: catalog-<digest>.jsonl (the benchmark's cases), made/ (an ordinary catalog output, shared by all
 variants and adapters: what two of them have in common is made once), scores/ (see `tasks.evaluation.scoring`), and
-for every evaluated adapter a folder with images.parquet (a row per variant and case), tables/ and sheets/. Running
-again makes and measures what is missing.
+for every evaluated adapter a folder with images.parquet (a row per variant and case), tables/, sheets/ and
+evaluation.html. Running again makes and measures what is missing.
 """
 
 import hashlib
@@ -30,8 +30,10 @@ from tasks.evaluation.paper import PaperTable, Variant
 from tasks.evaluation.printing import to_csv, to_latex, to_markdown
 from tasks.evaluation.scoring import Scored, ScoreJob, ScoreWork, encoders_digest, make_shards, read_scores, score_key
 from tasks.evaluation.sheet import ShownCase, draw_table
+from tasks.evaluation.showing import look_closer
 from tasks.evaluation.tables import MeasuredTable, ScoredImage, measure_table
 from tasks.inspection.sheet import to_jpeg
+from tasks.reports.evaluation_page import EvaluationPage, MissingImage, PageTable, render_evaluation
 from tasks.sharding import ShardReport, run_shards
 from tasks.storage import Locations, OutputFolder, ResultsLedger, RunOutput
 from tasks.storage.lease import Lease
@@ -39,6 +41,7 @@ from tasks.storage.run_record import now_text
 
 logger = logging.getLogger(__name__)
 
+PAGE_FILE = "evaluation.html"
 JUDGED = "mini-dreambench"
 """The benchmark whose truth is known."""
 
@@ -209,7 +212,9 @@ def run_evaluation(
 
 
 def _write_tables(plan: EvaluationPlan, rows: Sequence[Row], output: OutputFolder) -> tuple[MeasuredTable, ...]:
-    """Computes the tables from rows and stores each as Markdown, CSV and LaTeX, with a sheet of its images."""
+    """Computes the tables from rows and stores each as Markdown, CSV and LaTeX, with a sheet of its images, and the
+    page of all.
+    """
     images = [
         ScoredImage(row.variant, row.case.case_id, row.case.subject_id, row.case.prompt_id, _all_scores(row))
         for row in rows
@@ -217,13 +222,42 @@ def _write_tables(plan: EvaluationPlan, rows: Sequence[Row], output: OutputFolde
     ]
     measured = tuple(measure_table(table, images, len(plan.benchmark.cases)) for table in plan.tables)
     pictures = _pictures(plan, output)
+    shown = []
     for one in measured:
         for suffix, write in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
             output.write(f"{plan.method.name}/tables/{one.table.name}.{suffix}", write(one).encode())
-        sheet = draw_table(one, _shown(one, rows), pictures)
+        drawn = draw_table(one, _shown(one, rows), pictures)
+        sheet = None if drawn is None else to_jpeg(drawn)
         if sheet is not None:
-            output.write(f"{plan.method.name}/sheets/{one.table.name}.jpg", to_jpeg(sheet))
+            output.write(f"{plan.method.name}/sheets/{one.table.name}.jpg", sheet)
+        shown.append(PageTable(one, sheet))
+    cases = {case.case_id: case for case in plan.benchmark.cases}
+    uris = {(row.variant, row.case.case_id): row.image.uri for row in rows if row.image is not None}
+    closer = look_closer(plan.tables[0], images, cases, uris, pictures)
+    page = replace(_describe(plan, rows), tables=tuple(shown), closer=closer)
+    output.write(f"{plan.method.name}/{PAGE_FILE}", render_evaluation(page).encode())
     return measured
+
+
+def _describe(plan: EvaluationPlan, rows: Sequence[Row]) -> EvaluationPage:
+    """The page without its tables."""
+    titles = {variant.name: variant.title for table in plan.tables for variant in table.variants}
+    made_at = [row.made.finished_at for row in rows if row.made is not None and row.made.image_uri]
+    return EvaluationPage(
+        name=plan.method.name,
+        model=plan.method.model.model,
+        adapter_fingerprint=plan.method.adapter_fingerprint,
+        benchmark=plan.benchmark,
+        num_images=len(rows),
+        tables=(),
+        missing=tuple(
+            MissingImage(titles[row.variant], row.case.case_id, row.scored.error)
+            for row in rows
+            if not row.scored.scores
+        ),
+        made=(min(made_at), max(made_at)) if made_at else None,
+        own_scale=plan.method.model.model == "mini",
+    )
 
 
 def _shown(measured: MeasuredTable, rows: Sequence[Row]) -> list[ShownCase]:

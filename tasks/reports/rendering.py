@@ -1,6 +1,7 @@
 """What every page shares: templates, style, and a policy under which nothing else can load or run."""
 
 import base64
+import functools
 import hashlib
 import json
 from importlib import resources
@@ -18,8 +19,11 @@ ICON = (
 )
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
-    """The templates, with the filters that they use; a name that is not given is an error."""
+    """The templates with the filters that they use, each compiled once in a process; a name that is not given is an
+    error.
+    """
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("tasks.reports", "templates"),
         autoescape=True,

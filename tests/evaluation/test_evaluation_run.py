@@ -1,5 +1,6 @@
 """An evaluation of the embedded model with few steps: real catalog runs, real scores, on Ray."""
 
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -21,7 +22,7 @@ from tasks.evaluation.external import read_external
 from tasks.evaluation.paper import EDITING, MODES, PaperTable
 from tasks.evaluation.run import Hooks, Method, plan_evaluation, run_evaluation
 from tasks.evaluation.scoring import encoders_digest, make_shards, read_scores
-from tasks.storage import Locations, OutputFolder
+from tasks.storage import OutputFolder
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +88,9 @@ def test_images_are_made_measured_and_tabled(finished):
     assert all((row.missing, row.means["dino"].count) == (0, 4) for row in table.rows)
     assert set(evaluation.output.list("shipped/tables")) == {"small.csv", "small.md", "small.tex"}
     assert evaluation.output.read("shipped/tables/small.md").startswith(b"## Table 3: Two modes, 4 images a line")
+    page = evaluation.output.read("shipped/evaluation.html").decode()
+    assert "All 8 images are measured." in page
+    assert len(re.findall('<img src="data:image/webp', page)) == 16  # two measures, four cases, each with its subject
     with Image.open(evaluation.output.path("shipped/sheets/small.jpg")) as sheet:
         assert sheet.width > 3 * 144
         assert sheet.height > 4 * 144
@@ -98,8 +102,8 @@ def test_scores_are_those_of_the_measures_and_of_the_judge(finished):
     assert [row["variant"] for row in rows] == ["text_only"] * 4 + ["full_injection"] * 4
     (row,) = (row for row in rows if (row["variant"], row["case_id"]) == ("full_injection", case.case_id))
     scorer = load_scorer(ModelConfig(device="cpu"))
-    image = decode_picture(Locations().read_bytes(evaluation.output.uri(row["image_uri"]))).rgb
-    subjects = tuple(decode_picture(Locations().read_bytes(uri)) for uri in case.reference_uris)
+    image = decode_picture(evaluation.output.read(row["image_uri"])).rgb
+    subjects = tuple(decode_picture(Path(uri).read_bytes()) for uri in case.reference_uris)
     expected = Measurer(scorer.clip, scorer.dino).measure([Shown(image, case.prompt, subjects)])[0]
     expected |= judge_scores(Bench(judge_file()), image, Truth.of_benchmark(case.subject_id, case.prompt_id))
     assert dict(row["scores"]) == pytest.approx(expected, abs=1e-4)
@@ -126,6 +130,8 @@ def test_what_is_missing_or_damaged_is_measured_again_beside_another_method(fini
     assert rows[0]["case_id"] in caplog.text
     assert copy.rows[0]["error"].startswith("image_undecodable")
     assert copy.rows[-1]["error"] == "there is no image"
+    page = copy.output.read("shipped/evaluation.html").decode()
+    assert "10 of 12 images are measured, 2 are missing." in page
     assert table.rows[1].means == finished[1].rows[1].means
 
 
