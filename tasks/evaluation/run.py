@@ -397,7 +397,7 @@ def _rows(plan: EvaluationPlan, output: OutputFolder) -> Iterator[Row]:
         elif row.made is not None:
             scored = Scored({}, f"{row.made.error_code}: {row.made.error_message}")
         else:
-            scored = Scored({}, "there is no image")
+            scored = Scored({}, "not made")
         yield replace(row, scored=scored)
 
 

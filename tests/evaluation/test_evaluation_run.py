@@ -129,7 +129,7 @@ def test_what_is_missing_or_damaged_is_measured_again_beside_another_method(fini
     assert [(row.title, row.missing) for row in table.rows] == [("text only", 1), ("full injection", 0), ("other", 1)]
     assert rows[0]["case_id"] in caplog.text
     assert copy.rows[0]["error"].startswith("image_undecodable")
-    assert copy.rows[-1]["error"] == "there is no image"
+    assert copy.rows[-1]["error"] == "not made"
     page = copy.output.read("shipped/evaluation.html").decode()
     assert "10 of 12 images are measured, 2 are missing." in page
     assert table.rows[1].means == finished[1].rows[1].means
