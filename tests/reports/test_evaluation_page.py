@@ -270,7 +270,7 @@ def test_the_page_in_a_browser(tmp_path: Path, modes):
         )
         browser.run(f"(() => {{ {choose} }})()")
         assert browser.run(SHOWN) == ["clip_t", "clip_t"]
-        assert browser.run(DRAWN_WITHIN)
+        browser.wait_for(DRAWN_WITHIN)
         # The sheet opens in full size, and the keyboard comes back to where it was.
         browser.run("document.querySelector('.enlarge').focus()")
         browser.press("Enter")
@@ -289,5 +289,5 @@ def test_the_page_in_a_browser(tmp_path: Path, modes):
 
         browser.open(path, width=390, height=800, phone=True)
         assert browser.run("document.documentElement.scrollWidth") <= 390
-        assert browser.run(DRAWN_WITHIN)
+        browser.wait_for(DRAWN_WITHIN)
         assert browser.errors == []
