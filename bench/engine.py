@@ -20,7 +20,8 @@ from lines import show
 
 from ezigen.config import ModelConfig, embedded
 from ezigen.engine import NETWORK_PARTS, Engine, EngineLimits, Networks, occupancy
-from ezigen.mini.evaluate import PRODUCTS, make_cases
+from ezigen.mini.evaluate import make_cases
+from ezigen.mini.world.benchmarks import PRODUCTS
 from ezigen.mini.world.scenes import SCENE_NAMES
 from ezigen.sampling import Generator, Request, Sample
 from ezigen.sampling.load import load_networks

@@ -24,7 +24,8 @@ from lines import show
 
 from ezigen.config import ModelConfig, balanced, embedded
 from ezigen.engine import EngineLimits, load_engine
-from ezigen.mini.evaluate import PRODUCTS, make_cases
+from ezigen.mini.evaluate import make_cases
+from ezigen.mini.world.benchmarks import PRODUCTS
 from ezigen.mini.world.scenes import SCENE_NAMES
 
 Work = Callable[[], None]

@@ -1,13 +1,13 @@
 """`ezigen adapters`: the registry of published adapters. Starts no server and no Ray."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from ezigen.config import ConfigurationError
-from flows.exits import plain_errors
+from flows.exits import EXIT_FAILED, plain_errors
 from flows.plan_commands import load_options
 from flows.terminal import out, print_table
 
@@ -73,6 +73,17 @@ def show_adapter(reference: Reference, adapters: Adapters = DEFAULT_URI, storage
 def promote_adapter(
     reference: Reference,
     alias: Annotated[str, typer.Argument(help="Alias to point to that version, such as production.")],
+    evaluations: Annotated[
+        str,
+        typer.Option(
+            help="Folder or s3:// prefix where both versions were evaluated: point there only if the new one is no "
+            "worse. Empty: do not ask."
+        ),
+    ] = "",
+    margin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MEASURE=NUMBER", help="By how much a measure may fall; dino=0.02 and clip_t=0.02."),
+    ] = None,
     adapters: Adapters = DEFAULT_URI,
     storage_block: StorageBlock = "",
 ) -> None:
@@ -81,8 +92,13 @@ def promote_adapter(
         from tasks.adapters.reference import AdapterReference
 
         registry, wanted = open_registry(adapters, storage_block), AdapterReference.parse(reference)
-        published = registry.promote(wanted.name, wanted.label, alias)
-        out.print(f"{escape(published.name)}@{escape(alias)} is {escape(published.version)} now")
+        code = 0
+        if evaluations:
+            code = _promote_if_no_worse(registry, reference, alias, evaluations, margin or (), storage_block)
+        else:
+            published = registry.promote(wanted.name, wanted.label, alias)
+            out.print(f"{escape(published.name)}@{escape(alias)} is {escape(published.version)} now")
+    raise typer.Exit(code)
 
 
 @adapters_app.command("import")
@@ -105,6 +121,21 @@ def import_adapter(
         registry = open_registry(adapters, storage_block)
         published = import_folder(folder, name, model, registry, alias=alias, locations=locations)
         out.print(f"{escape(published.reference)}: {escape(published.uri)}")
+
+
+def _promote_if_no_worse(
+    registry: "Registry", reference: str, alias: str, evaluations: str, margins: Sequence[str], storage_block: str
+) -> int:
+    from ezigen.config import EvaluationConfig
+    from flows.promotion import parse_margins, promote_if_no_worse
+    from tasks.storage import Locations, OutputFolder
+
+    output = OutputFolder(evaluations, Locations(storage_options=load_options(storage_block)))
+    wanted = parse_margins(margins) or EvaluationConfig().margins
+    summary = promote_if_no_worse(registry, reference, alias, output, wanted)
+    out.print(escape(summary.describe()))
+    summary.print_details()
+    return EXIT_FAILED if summary.failure else 0
 
 
 def open_registry(uri: str, storage_block: str) -> "Registry":

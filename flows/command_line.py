@@ -5,24 +5,26 @@ another run, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 """
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from ezigen.config import ConfigurationError, ModelConfig
+from ezigen.config import ModelConfig
 from flows.adapter_commands import adapters_app
+from flows.evaluation_options import EvaluationOptions
 from flows.exits import EXIT_FAILED, plain_errors
 from flows.feature_options import FeatureOptions
 from flows.option_sets import with_options
+from flows.outputs import open_output
 from flows.pair_options import PairOptions
 from flows.pipeline_options import PipelineOptions
 from flows.plan_commands import load_options, plan_app
-from flows.results_listing import Format, Status
+from flows.results_listing import list_results
+from flows.results_options import ResultsOptions
+from flows.review_commands import review_app
 from flows.run_options import RunOptions
+from flows.study_commands import study_app
 from flows.training_options import TrainingOptions
-
-if TYPE_CHECKING:
-    from tasks.storage import RunOutput
 
 QUIET_ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -44,6 +46,8 @@ app = typer.Typer(
 )
 app.add_typer(plan_app, name="plan")
 app.add_typer(adapters_app, name="adapters")
+app.add_typer(study_app, name="study")
+app.add_typer(review_app, name="review")
 
 
 def main() -> None:
@@ -137,32 +141,27 @@ def pipeline(options: PipelineOptions) -> None:
     raise typer.Exit(code)
 
 
-def open_output(uri: str, storage_block: str = "") -> "RunOutput":
-    """The output folder of a run. Raises ConfigurationError if no run has written there."""
-    from tasks.storage import Locations, RunOutput
+@app.command()
+@with_options(EvaluationOptions)
+def evaluate(options: EvaluationOptions) -> None:
+    """Measure an adapter on a benchmark, beside the paper: flow [bold]evaluate_adapter[/], here and now."""
+    with plain_errors():
+        parameters = options.parameters()
+        from flows.evaluation_job import check_early
 
-    output = RunOutput(uri, Locations(storage_options=load_options(storage_block)))
-    if output.read_run() is None and not output.list_results():
-        raise ConfigurationError(f"{output.root_uri}: no run has written here; check the path of the output.")
-    return output
+        check_early(parameters)
+        from flows.local_run import run_here
+
+        code = run_here("evaluate_adapter", parameters)
+    raise typer.Exit(code)
 
 
 @app.command()
-def results(
-    output: Annotated[str, typer.Argument(help="Output folder or s3:// prefix of a run.")],
-    failed: Annotated[bool, typer.Option("--failed", help="Only failed rows; the same as --status failed.")] = False,
-    status: Annotated[Status | None, typer.Option(help="Only rows of this status.")] = None,
-    code: Annotated[str | None, typer.Option(help="Only rows that failed with this error code.")] = None,
-    form: Annotated[
-        Format, typer.Option("--format", help="table for people; csv and jsonl list every column.")
-    ] = "table",
-    storage_block: Annotated[str, typer.Option(help="Prefect block ezigen-s3/NAME with endpoint and keys.")] = "",
-) -> None:
+@with_options(ResultsOptions)
+def results(options: ResultsOptions) -> None:
     """List what became of every row."""
     with plain_errors():
-        from flows.results_listing import list_results
-
-        list_results(open_output(output, storage_block), status="failed" if failed else status, code=code, form=form)
+        list_results(open_output(options.output, options.storage_block), options.selection(), form=options.form)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""A published adapter, measured on products that nothing was trained on: the last link of a pipeline."""
+"""An adapter, measured on a benchmark: the last link of a pipeline, and the paper's tables."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from ezigen.config import EvaluationConfig, EvaluationInputs, RayConfig, StackConfig
+from ezigen.config import ClusterConfig, EvaluationConfig, EvaluationInputs, StackConfig
 from flows.evaluation_job import EvaluationJob
 from flows.parameters import EvaluationParameters
 from flows.publishing import publish_evaluation
@@ -29,7 +29,7 @@ def show(job: EvaluationJob) -> State[None]:
 
 
 def name_run() -> str:
-    """NAME@VERSION."""
+    """The adapter."""
     inputs = runtime.flow_run.parameters["inputs"]
     return str(inputs["adapter"] if isinstance(inputs, dict) else inputs.adapter)
 
@@ -39,19 +39,19 @@ def evaluate_adapter(
     inputs: EvaluationInputs,
     model: StackConfig = StackConfig(),  # noqa: B008 - frozen
     evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
-    cluster: RayConfig = RayConfig(),  # noqa: B008 - frozen
+    cluster: ClusterConfig = ClusterConfig(),  # noqa: B008 - frozen
 ) -> State[Any]:
-    """How well an adapter of the embedded model shows products that it never saw, and follows the prompt.
+    """How well an adapter shows a benchmark's subjects and follows its prompts, beside what the paper published.
 
-    What was measured of the same version with the same settings is not measured again. It takes place in this process:
-    the embedded model is small. For every other model the last measurement of training is shown, as nobody knows which
-    subjects its networks have not seen.
+    The images are made by catalog runs, measured on the same cluster, and compared with intervals over subjects. What
+    was made and measured before is not made again. The default benchmark is made of the embedded model's world, of
+    products that it never saw; where it says nothing of a model, the last measurement of training is shown.
 
     Args:
         inputs: The adapter, and the folder of evaluations.
         model: The Stable Diffusion stack of the adapter.
-        evaluation: How many images are made, and how.
-        cluster: Only the life of the hold on the folder is taken from it.
+        evaluation: The benchmark, and which tables are made of it.
+        cluster: The Ray cluster, the workers and their limits.
 
     """
     with forward_logs(runtime.flow_run.id):

@@ -1,41 +1,42 @@
-"""What a published adapter is measured by at the end of a pipeline. Needs no Prefect."""
+"""What an adapter is measured by: a benchmark's images, their scores, the paper's tables. Needs no Prefect."""
 
-import time
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from ezigen.config import ConfigurationError, ModelConfig
 from flows.job import Job, Summary
-from flows.parameters import EvaluationParameters
+from flows.parameters import CatalogParameters, EvaluationParameters
 from flows.progress import RunProgress
 from flows.stopping import drain_on_signals
 from flows.terminal import out, print_table
-from tasks.reports.wording import format_decimal, plural
+from tasks.reports.wording import format_decimal, plural, score_name
 from tasks.storage import Locations, OutputFolder
 
 if TYPE_CHECKING:
-    from tasks.adapters import PublishedAdapter
-    from tasks.training.evaluation import Evaluation
+    from tasks.catalog.progress import Progress
+    from tasks.evaluation.run import EvaluationPlan
+    from tasks.evaluation.tables import MeasuredTable
+
+BENCHMARK_FOLDER = "benchmark"
 
 _SHARES = ("product", "scene", "variant")
-_TOLD = ("product", "scene", "dino", "clip_t")
-
-
-class _Stopped(Exception):  # noqa: N818 - no error
-    """Raised between two batches of images, because the run was asked to stop."""
+_MAX_TOLD = 4
 
 
 @dataclass(frozen=True)
 class EvaluationSummary(Summary):
-    """What was measured of a version; without an evaluation what training measured last."""
+    """What was measured of an adapter; without an evaluation what training measured last."""
 
     reference: str
-    evaluation: "Evaluation | None" = None
+    benchmark: str = ""
+    tables: "tuple[MeasuredTable, ...]" = ()
     training_metrics: Mapping[str, float] | None = None
-    made: bool = False
-    """Whether this run has measured it."""
+    num_made: int = 0
+    """Images that this run was to make."""
     uri: str = ""
 
     @property
@@ -44,49 +45,46 @@ class EvaluationSummary(Summary):
         return self.stopped_by is not None
 
     def describe(self) -> str:
-        """toys@v1, 16 images of products never seen: product right 50 %, scene right 100 %, DINO 0.49, CLIP-T 0.78."""
+        """toys@v1, 16 images of mini-dreambench: product right 50 %, scene right 100 %, CLIP-T 0.78, CLIP-I 0.81."""
         if self.stopped:
             return f"{self.reference} is not measured; run again to continue"
-        if self.evaluation is None:
+        if not self.tables:
+            from tasks.training.measurements import measure_name
+
             measured = (self.training_metrics or {}).items()
-            known = ", ".join(f"{_title(name)} {format_decimal(value)}" for name, value in measured)
+            known = ", ".join(f"{measure_name(name)} {format_decimal(value)}" for name, value in measured)
             return f"{self.reference}, as training measured it last: {known or 'nothing'}"
-        numbers = self.evaluation.numbers()
-        said = ", ".join(f"{_title(name)} {format_figure(name, numbers[name])}" for name in _TOLD if name in numbers)
-        images = plural(self.evaluation.num_images, "image")
-        text = f"{self.reference}, {images} of products that nothing was trained on: {said}"
-        return text if self.made else f"nothing to do: {text}"
+        rows = self.tables[0].rows
+        means = rows[-1].means if rows else {}
+        said = ", ".join(f"{score_name(n)} {format_figure(n, means[n].mean)}" for n in list(means)[:_MAX_TOLD])
+        images = plural(len(self.tables[0].rows) * self.tables[0].num_cases, "image")
+        text = f"{self.reference}, {images} of {self.benchmark}: {said or 'none could be made'}"
+        return text if self.num_made else f"nothing to do: {text}"
 
     def print_details(self) -> None:
-        """The figures with their intervals, and where they are stored."""
-        if self.evaluation is not None:
-            rows = [(title, *values) for title, *values in figure_cells(self.evaluation)]
-            print_table(("measure", "mean", "95 % interval"), rows)
+        """The tables with their intervals, and where they are stored."""
+        for measured in self.tables:
+            print_measured(measured)
         if self.uri:
             out.print(f"evaluation: {escape(self.uri)}")
 
 
 class EvaluationJob(Job):
-    """The evaluation of one version, in a folder that the caller holds; it generates in this process."""
+    """The evaluation of one adapter, in a folder that the caller holds."""
 
     artifact_prefix = "evaluation"
 
     def __init__(self, parameters: EvaluationParameters, storage_options: Mapping[str, Any]) -> None:
+        self._storage_options = storage_options
         self._locations = Locations(storage_options=storage_options)
         inputs = parameters.inputs
         super().__init__(OutputFolder(inputs.output_uri, self._locations), parameters.cluster, inputs.if_busy)
         self.parameters = parameters
-        self.evaluation: Evaluation | None = None
-        self._adapter: PublishedAdapter | None = None
-        self._digest = ""
-        self._made = False
-
-    @property
-    def adapter(self) -> "PublishedAdapter":
-        """The version, after `make_plan`."""
-        if self._adapter is None:
-            raise RuntimeError("the plan has not been made yet")
-        return self._adapter
+        self.tables: tuple[MeasuredTable, ...] = ()
+        self._reference = inputs.adapter
+        self._training_metrics: Mapping[str, float] | None = None
+        self._plan: EvaluationPlan | None = None
+        self._num_made = 0
 
     @property
     def name(self) -> str:
@@ -94,84 +92,130 @@ class EvaluationJob(Job):
         return self.parameters.inputs.adapter
 
     def make_plan(self) -> str:
-        """Looks for what was measured before; returns in words what is to do."""
-        from tasks.adapters import Registry
-        from tasks.training.evaluation import evaluation_digest, read_evaluation
+        """Reads the benchmark and looks for what was made before; returns in words what is to do."""
+        from tasks.adapters import Registry, is_reference
 
-        wanted = self.parameters
-        self._adapter = Registry(wanted.inputs.adapters_uri, self._locations).resolve(wanted.inputs.adapter)
-        why = self._why_not()
-        if why:
-            return f"{self.adapter.reference}: {why}, so the last measurement of training is shown"
-        self._digest = evaluation_digest(self.adapter, wanted.model, wanted.evaluation)
-        self.evaluation = read_evaluation(self.output, self.adapter, self._digest)
-        images = f"{plural(self._num_images(), 'image')} of {plural(wanted.evaluation.num_products, 'product')}"
-        return f"{self.adapter.reference}: {images} " + ("to make" if self.evaluation is None else "measured before")
+        inputs = self.parameters.inputs
+        if is_reference(inputs.adapter):
+            published = Registry(inputs.adapters_uri, self._locations).resolve(inputs.adapter)
+            self._reference, self._training_metrics = published.reference, published.card.metrics
+        if why := self._why_not():
+            return f"{self._reference}: {why}, so the last measurement of training is shown"
+        self._plan = plan = self._make_plan()
+        self._num_made = max(self._num_made, plan.num_images)
+        subset = f" ({plan.benchmark.subset})" if plan.benchmark.subset else ""
+        to_do = f"{plural(plan.num_images, 'image')} to make, {plan.num_cases - plan.num_images:,} made before"
+        return f"{self._reference}, {plan.benchmark.name}{subset}: {to_do}"
 
     def work(self, on_progress: Callable[[RunProgress], None]) -> None:
-        """Makes and measures the images, if they have not been; see Job."""
-        from tasks.training.evaluation import evaluate_adapter
+        """Makes and measures the images that are missing; see Job."""
+        from tasks.evaluation.run import Hooks, run_evaluation
 
-        if self.evaluation is not None or not self._digest:
+        if self._plan is None:
             return
-        wanted, started_s, total = self.parameters, time.monotonic(), self._num_images()
+        before, total = 0, self._plan.num_images
+        left = {one.variant.title: one.plan.counts.to_do for one in self._plan.variants}
 
-        def tell(done: int) -> None:
-            rate = done / max(time.monotonic() - started_s, 1e-3)
-            eta_s = (total - done) / rate
-            on_progress(RunProgress("images", total, done, ended=done, rate_per_s=rate, eta_s=eta_s))
-            self.lease.check()
-            if self.stop.is_made:
-                raise _Stopped
+        def tell(title: str, progress: "Progress") -> None:
+            nonlocal before
+            ended = total - sum(left.values()) + progress.finished
+            eta_s = None if not progress.rate_per_s else (total - ended) / progress.rate_per_s
+            on_progress(RunProgress("images", total, ended, ended=ended, rate_per_s=progress.rate_per_s, eta_s=eta_s))
+            if progress.finished == progress.total:
+                left[title] = 0
 
-        try:
-            with drain_on_signals(self.stop):
-                self.evaluation = evaluate_adapter(
-                    self.adapter,
-                    wanted.model,
-                    wanted.evaluation,
-                    self.output,
-                    digest=self._digest,
-                    adapters_uri=wanted.inputs.adapters_uri,
-                    locations=self._locations,
-                    tell=tell,
-                )
-                self._made = True
-        except _Stopped:
-            return
+        with drain_on_signals(self.stop):
+            hooks = Hooks(self.lease, tell, self.stop.event)
+            self.tables = run_evaluation(self._plan, self.output, self.parameters.cluster, hooks)
 
     def read_sheet(self) -> bytes | None:
-        """The sheet of the images, a JPEG; None if nothing was measured."""
-        from tasks.training.evaluation import evaluation_path
-
-        return None if self.evaluation is None else self.output.read(evaluation_path(self.adapter, "jpg"))
+        """The images of the first table, a JPEG; None if there are none."""
+        if not self.tables or self._plan is None:
+            return None
+        try:
+            return self.output.read(f"{self._plan.method.name}/sheets/{self.tables[0].table.name}.jpg")
+        except FileNotFoundError:
+            return None
 
     def summarize(self) -> EvaluationSummary:
         """The end of the run, after `work`."""
-        from tasks.training.evaluation import evaluation_path
+        from tasks.evaluation.run import PAGE_FILE
 
-        is_measured = self.evaluation is not None
+        plan = self._plan
         return EvaluationSummary(
-            reference=self.adapter.reference,
-            evaluation=self.evaluation,
-            training_metrics=self.adapter.card.metrics,
-            made=self._made,
-            uri=self.output.uri(evaluation_path(self.adapter, "json")) if is_measured else "",
-            stopped_by=None if is_measured else self.stop.signal_number,
+            reference=self._reference,
+            benchmark="" if plan is None else plan.benchmark.name,
+            tables=self.tables,
+            training_metrics=self._training_metrics,
+            num_made=self._num_made,
+            uri=self.output.uri(f"{plan.method.name}/{PAGE_FILE}") if plan is not None and self.tables else "",
+            stopped_by=self.stop.signal_number if plan is not None and not self.tables else None,
         )
+
+    def _make_plan(self) -> "EvaluationPlan":
+        from ezigen.config import CatalogInputs, ClusterConfig
+        from flows.planning import pin_adapter, read_fingerprints, read_image_size
+        from tasks.evaluation import read_benchmark
+        from tasks.evaluation.external import read_external
+        from tasks.evaluation.paper import TABLES
+        from tasks.evaluation.run import Method, plan_evaluation
+
+        wanted, inputs = self.parameters, self.parameters.inputs
+        config = wanted.evaluation.benchmark
+        if not config.folder_uri:
+            config = config.model_copy(update={"folder_uri": self.output.uri(BENCHMARK_FOLDER)})
+        benchmark = read_benchmark(config, self._locations)
+        model = ModelConfig(
+            model=wanted.model.model,
+            device=wanted.model.device,
+            dtype=wanted.model.dtype,
+            adapter=inputs.adapter,
+            adapters_uri=inputs.adapters_uri,
+            face_encoder=wanted.evaluation.face_encoder,
+        )
+        sampler = wanted.evaluation.sampler(model.model)
+        catalog = CatalogInputs(catalog_uri="-", output_uri=inputs.output_uri)
+        named = pin_adapter(CatalogParameters(catalog, model, sampler, ClusterConfig()), self._storage_options)
+        prints = read_fingerprints(named, self._storage_options)
+        method = Method(folder_name(self._reference), named.model, sampler, *prints, read_image_size(model.model))
+        tables = [TABLES[name] for name in wanted.evaluation.tables]
+        others = [read_external(name, uri, benchmark, self._locations) for name, uri in inputs.images.items()]
+        return plan_evaluation(method, self.output, benchmark, tables, allowed_roots=[config.folder_uri], others=others)
 
     def _why_not(self) -> str:
         """Why nothing can be measured, or ""."""
-        from tasks.training.evaluation import can_evaluate
+        wanted = self.parameters
+        if wanted.evaluation.benchmark.is_miniature and wanted.model.model != "mini":
+            return f"{wanted.model.model} was not trained on the world of {wanted.evaluation.benchmark.kind}"
+        return ""
 
-        if not can_evaluate(self.parameters.model):
-            return f"nobody knows products that {self.parameters.model.model} never saw"
-        return "" if self.parameters.evaluation.num_products else "evaluation.num_products is 0"
 
-    def _num_images(self) -> int:
-        from ezigen.mini.held_out import num_images
+def check_early(parameters: EvaluationParameters) -> None:
+    """Finds most mistakes within seconds, before a server or Ray is started: the model, the tables, the benchmark.
 
-        return num_images(self.parameters.evaluation)
+    Raises ConfigurationError. What needs keys in a Prefect block is looked at later, when there is a server.
+    """
+    from ezigen.models import model_fingerprint
+    from tasks.evaluation import read_benchmark
+    from tasks.evaluation.paper import TABLES
+    from tasks.evaluation.run import check_suited
+
+    model_fingerprint(parameters.model.model)
+    config = parameters.evaluation.benchmark
+    if config.is_miniature or parameters.inputs.storage_block:
+        return
+    benchmark = read_benchmark(config, Locations())
+    for name in parameters.evaluation.tables:
+        check_suited(TABLES[name], benchmark)
+
+
+def folder_name(reference: str) -> str:
+    """A folder for what is evaluated: toys-v3 for toys@v3, the last part of a location."""
+    name = reference.rstrip("/").rpartition("/")[2].replace("@", "-")
+    safe = re.sub(r"[^A-Za-z0-9._-]", "-", name).strip(".-")
+    if not safe:
+        raise ConfigurationError(f"inputs.adapter {reference!r} names no folder; give a published adapter or a folder")
+    return safe
 
 
 def format_figure(name: str, value: float) -> str:
@@ -179,16 +223,13 @@ def format_figure(name: str, value: float) -> str:
     return f"{100 * value:.0f} %" if name in _SHARES else format_decimal(value)
 
 
-def figure_cells(evaluation: "Evaluation") -> list[tuple[str, str, str]]:
-    """Measure, mean and interval of every figure, for people."""
-    return [
-        (_title(name), format_figure(name, mean), f"{format_figure(name, low)} to {format_figure(name, high)}")
-        for name, (mean, low, high) in evaluation.figures.items()
-    ]
+def print_measured(measured: "MeasuredTable") -> None:
+    """A table in the terminal: means with their intervals beside what was published, then what it says."""
+    from tasks.evaluation.printing import heading, measures_of, sentence, table_cells
 
-
-def _title(name: str) -> str:
-    from tasks.training.evaluation import measure_title
-    from tasks.training.measurements import LOSS, measure_name
-
-    return measure_name(name) if name == LOSS else measure_title(name)
+    out.print(f"\n[bold]{escape(heading(measured))}[/]")
+    shown = measures_of(measured)
+    heads = ("", *map(score_name, shown), *(f"{score_name(name)}, published" for name in shown))
+    print_table(heads, [tuple(cells) for cells in table_cells(measured, shown)])
+    for trend in measured.trends:
+        out.print(f"- {escape(sentence(measured, trend))}")

@@ -84,7 +84,7 @@ class EvaluationParameters:
     inputs: EvaluationInputs
     model: StackConfig
     evaluation: EvaluationConfig
-    cluster: RayConfig
+    cluster: ClusterConfig
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,12 @@ TRAINING_GROUPS: Groups = {
     "training": TrainingConfig,
     "monitoring": MonitoringConfig,
     "cluster": TrainingClusterConfig,
+}
+EVALUATION_GROUPS: Groups = {
+    "inputs": EvaluationInputs,
+    "model": StackConfig,
+    "evaluation": EvaluationConfig,
+    "cluster": ClusterConfig,
 }
 PIPELINE_GROUPS: Groups = {
     "inputs": PipelineInputs,
@@ -194,6 +200,23 @@ def build_training_parameters(
     return TrainingParameters(**cast("Any", _read_learning(TRAINING_GROUPS, values, learning, preset, assignments)))
 
 
+def build_evaluation_parameters(
+    *, inputs: Values, model: Values, evaluation: Values, cluster: Values, assignments: Sequence[str] = ()
+) -> EvaluationParameters:
+    """Checked parameters of `evaluate_adapter`; see `build_parameters`. In `evaluation` a name may be a path, as in
+    benchmark.num_runs; a benchmark.kind that is given is taken whole, not the few cases of the default one.
+    """
+    values = {"inputs": _given(inputs), "model": _given(model), "cluster": _given(cluster)}
+    values["evaluation"] = EvaluationConfig().model_dump()
+    wanted = [(["evaluation", *name.split(".")], value) for name, value in _given(evaluation).items()]
+    wanted += [_parse_assignment(text, EVALUATION_GROUPS) for text in assignments]
+    if any(path == ["evaluation", "benchmark", "kind"] for path, _ in wanted):
+        values["evaluation"]["benchmark"] = {}
+    for path, value in wanted:
+        _assign(values, path, value)
+    return EvaluationParameters(**cast("Any", _validate(EVALUATION_GROUPS, values)))
+
+
 def build_pipeline_parameters(
     *,
     inputs: Values,
@@ -208,7 +231,7 @@ def build_pipeline_parameters(
     """Checked parameters of `run_pipeline`; see `build_training_parameters`."""
     values = {"inputs": inputs, "model": model, "pairs": pairs, "features": features, "cluster": cluster}
     learning = {"training": training, "monitoring": {}}
-    values["evaluation"] = {}
+    values["evaluation"] = EvaluationConfig().model_dump()
     return PipelineParameters(**cast("Any", _read_learning(PIPELINE_GROUPS, values, learning, preset, assignments)))
 
 
@@ -219,7 +242,14 @@ def preset_for(model: str) -> str:
 
 def describe_invalid(error: ValidationError) -> list[str]:
     """One line per wrong value: the field, what is allowed, and what was given."""
-    groups = (CATALOG_GROUPS, PAIR_GROUPS, FEATURE_GROUPS, TRAINING_GROUPS, PIPELINE_GROUPS)
+    groups = (
+        CATALOG_GROUPS,
+        PAIR_GROUPS,
+        FEATURE_GROUPS,
+        TRAINING_GROUPS,
+        EVALUATION_GROUPS,
+        PIPELINE_GROUPS,
+    )
     names = {model.__name__: name for known in groups for name, model in known.items()}
     group = names.get(error.title, "")
     return [_describe_problem(group, dict(problem)) for problem in error.errors(include_url=False)]
@@ -306,6 +336,7 @@ _EXAMPLES = {
     tuple(PAIR_GROUPS): "pairs.coco.min_area_px=500",
     tuple(FEATURE_GROUPS): "features.batch_size=4",
     tuple(TRAINING_GROUPS): "training.optimizer.warmup_steps=100",
+    tuple(EVALUATION_GROUPS): "evaluation.benchmark.num_runs=2",
     tuple(PIPELINE_GROUPS): "training.optimizer.warmup_steps=100",
 }
 

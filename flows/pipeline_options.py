@@ -41,6 +41,14 @@ class PipelineOptions:
     ] = None
     name: Name = None
     alias: Alias = None
+    promote: Annotated[
+        str | None,
+        Option(
+            metavar="ALIAS",
+            help="Alias that the new version gets if it is measured to be no worse than the one that has it.",
+            rich_help_panel=INPUTS,
+        ),
+    ] = None
     max_gib: Annotated[
         float | None,
         Option(help="Largest store; a larger one is refused, or not finished.", rich_help_panel=INPUTS),
@@ -93,6 +101,7 @@ class PipelineOptions:
                 "max_gib": self.max_gib,
                 "name": self.name,
                 "alias": self.alias,
+                "promote": self.promote,
                 "initial_adapter": self.initial,
                 "if_busy": "wait" if self.wait else None,
                 "storage_block": self.storage_block,

@@ -17,7 +17,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.evaluation_job import EvaluationSummary, figure_cells
+from flows.evaluation_job import EvaluationSummary, format_figure
 from flows.pairs_job import SOURCE_NAMES
 from flows.progress import RunProgress
 from tasks.inspection.feature_store import draw_subjects
@@ -25,6 +25,7 @@ from tasks.inspection.pairs_set import draw_pairs
 from tasks.inspection.sheet import to_jpeg
 from tasks.reports import SheetLayout, contact_sheet, read_figures, read_pictured_rows, summary_markdown
 from tasks.reports.remedies import explain
+from tasks.reports.wording import score_name
 from tasks.storage import OutputFolder, RunOutput
 from tasks.storage.locations import locate
 
@@ -144,19 +145,30 @@ def publish_features(output: OutputFolder, tables: list[dict[str, str]], manifes
 
 
 def publish_evaluation(summary: EvaluationSummary, sheet: bytes | None) -> None:
-    """The table of figures with their intervals, and the markdown page with the images."""
-    title = f"{summary.reference}: measured on products that nothing was trained on"
-    if summary.evaluation is not None:
-        cells = figure_cells(summary.evaluation)
-        rows = [{"measure": name, "mean": mean, "95 % interval": interval} for name, mean, interval in cells]
-        _publish_table("evaluation-figures", rows, title)
+    """The first table's lines with their intervals, and the markdown page with all tables and some images."""
+    from tasks.evaluation.printing import to_markdown
+
+    if summary.tables:
+        first = summary.tables[0]
+        rows = [
+            {
+                "line": row.title,
+                "measure": score_name(name),
+                "mean": format_figure(name, found.mean),
+                "95 %": str(found),
+            }
+            for row in first.rows
+            for name, found in row.means.items()
+        ]
+        _publish_table("evaluation-figures", rows, f"{summary.reference}: {first.table.title}")
     _publish_page(
         "evaluation-report",
         f"{summary.reference}: what it measures",
         f"# {summary.reference}",
         f"{summary.describe()}.",
-        _embed(sheet, "No images were made: there are held-out products of the embedded model alone."),
-        *([f"Evaluation: `{summary.uri}`"] if summary.uri else []),
+        *(to_markdown(measured) for measured in summary.tables),
+        _embed(sheet, "No images were made."),
+        *([f"Evaluation: {link_to(summary.uri)}"] if summary.uri else []),
     )
 
 

@@ -4,8 +4,9 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 from ezigen.config import ConfigurationError, ErrorCode
 from flows.terminal import err, out, print_table
@@ -14,6 +15,7 @@ from tasks.reports.wording import format_number, plural
 
 if TYPE_CHECKING:
     from tasks.catalog.results import ResultRow
+    from tasks.reviews import ReviewState
     from tasks.storage import RunOutput
 
 Status = Literal["done", "failed"]
@@ -41,28 +43,56 @@ MAX_TABLE_ROWS = 200
 MAX_MESSAGE_CHARS = 100
 
 
-def list_results(
-    output: "RunOutput", *, status: Status | None, code: str | None, form: Format, stream: TextIO | None = None
-) -> None:
-    """Writes the rows of one status and error code to the stream, standard output unless given.
+def one_state(**wanted: bool) -> "ReviewState | None":
+    """The state of review that is wanted, if any. Raises ConfigurationError for two of them."""
+    names = [name for name, is_wanted in wanted.items() if is_wanted]
+    if len(names) > 1:
+        raise ConfigurationError(f"{' and '.join(f'--{name}' for name in names)} exclude each other; choose one.")
+    return cast("ReviewState", names[0]) if names else None
 
-    Raises ConfigurationError for an unknown code.
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows of one status, error code and state of review; None takes all."""
+
+    status: Status | None = None
+    code: str | None = None
+    state: "ReviewState | None" = None
+
+
+def list_results(output: "RunOutput", wanted: Selection, *, form: Format, stream: TextIO | None = None) -> None:
+    """Writes the wanted rows to the stream, standard output unless given.
+
+    Raises ConfigurationError for an unknown code, and for failed rows in a state of review: they have no image.
     """
-    if code is not None and code not in set(ErrorCode):
-        raise ConfigurationError(f"--code {code!r} is unknown; use one of {', '.join(ErrorCode)}.")
-    rows = _select(output, status, code)
+    if wanted.code is not None and wanted.code not in set(ErrorCode):
+        raise ConfigurationError(f"--code {wanted.code!r} is unknown; use one of {', '.join(ErrorCode)}.")
+    if wanted.state is not None and (wanted.status == "failed" or wanted.code is not None):
+        raise ConfigurationError(f"--{wanted.state} lists images, and failed rows have none; leave one of the two out.")
+    rows = _select(output, wanted)
+    if wanted.state is not None:
+        rows = _in_state(output, rows, wanted.state)
     if form == "table":
         _print_rows(output, rows)
     else:
         _write(rows, form, stream or sys.stdout)
 
 
-def _select(output: "RunOutput", status: Status | None, code: str | None) -> Iterator["ResultRow"]:
+def _select(output: "RunOutput", wanted: Selection) -> Iterator["ResultRow"]:
     from tasks.storage.ledger import ResultsLedger
 
-    wanted: Status | None = "failed" if code is not None else status
-    for row in ResultsLedger(output).rows(wanted, columns=COLUMNS):
-        if code is None or row.error_code == code:
+    status: Status | None = "failed" if wanted.code is not None else wanted.status
+    for row in ResultsLedger(output).rows(status, columns=(*COLUMNS, "image_sha256")):
+        if wanted.code is None or row.error_code == wanted.code:
+            yield row
+
+
+def _in_state(output: "RunOutput", rows: Iterator["ResultRow"], state: "ReviewState") -> Iterator["ResultRow"]:
+    from tasks.reviews import Reviews
+
+    reviews = Reviews.of(output)
+    for row in rows:
+        if row.status == "done" and reviews.state(row.item_key, row.image_sha256) == state:
             yield row
 
 

@@ -1,6 +1,6 @@
 """From raw data sets to a published and measured adapter. Can end at any moment.
 
-build_pairs, precompute_features, train_adapter, evaluate_adapter.
+build_pairs, precompute_features, train_adapter, evaluate_adapter; and if asked for, the promotion of the version.
 """
 
 import logging
@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from ezigen.config import (
+    ClusterConfig,
     EvaluationConfig,
     FeatureConfig,
     MonitoringConfig,
@@ -31,9 +32,13 @@ from flows.job import Summary, UnfinishedRun, last_part
 from flows.parameters import PipelineParameters
 from flows.pipeline_job import PipelineSummary, check_early
 from flows.precompute_features import precompute_features
+from flows.promotion import current_version, promote_if_no_worse
 from flows.run_logs import forward_logs
+from flows.storage_block import load_storage_options
 from flows.train_adapter import train_adapter
 from flows.training_job import TrainingSummary
+from tasks.adapters import Registry
+from tasks.storage import Locations, OutputFolder
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +76,33 @@ def make_adapter(wanted: PipelineParameters, _done: Summaries) -> State[Any]:
 
 def make_evaluation(wanted: PipelineParameters, done: Summaries) -> State[Any]:
     """What the version that training published measures, in evaluation/."""
+    return _evaluate(wanted, _published(done))
+
+
+def make_promotion(wanted: PipelineParameters, done: Summaries) -> State[Any]:
+    """Points the alias to the new version, if it is no worse than the one that has it; measures that one if need be."""
+    inputs, reference = wanted.inputs, _published(done)
+    locations = Locations(storage_options=load_storage_options(inputs.storage_block))
+    registry = Registry(inputs.place("adapters"), locations)
+    before = current_version(registry, inputs.name, inputs.promote)
+    if before not in ("", reference):
+        state = _evaluate(wanted, before)
+        if not state.is_completed():
+            return state
+    output = OutputFolder(inputs.place("evaluation"), locations)
+    return to_state(promote_if_no_worse(registry, reference, inputs.promote, output, wanted.evaluation.margins))
+
+
+def _published(done: Summaries) -> str:
     trained = done["adapter"]
     assert isinstance(trained, TrainingSummary)
-    inputs = wanted.inputs.evaluation_inputs(trained.published)
-    return evaluate_adapter(inputs, wanted.model, wanted.evaluation, _shared(wanted.cluster), return_state=True)
+    return trained.published
+
+
+def _evaluate(wanted: PipelineParameters, adapter: str) -> State[Any]:
+    inputs = wanted.inputs.evaluation_inputs(adapter)
+    cluster = ClusterConfig(**dict(_shared(wanted.cluster)))
+    return evaluate_adapter(inputs, wanted.model, wanted.evaluation, cluster, return_state=True)
 
 
 STAGES: tuple[tuple[str, Stage], ...] = (
@@ -114,14 +142,15 @@ def run_pipeline(
         features: What is stored of every subject, target and text.
         training: How the adapters are trained.
         monitoring: Checkpoints, and what is measured along the way.
-        evaluation: How the adapter is measured in the end; only the embedded model is.
+        evaluation: The benchmark that the adapter is measured on in the end; the default one is the embedded model's.
         cluster: The Ray cluster and the workers on it, for all links.
 
     """
     with forward_logs(runtime.flow_run.id):
         wanted = PipelineParameters(inputs, model, pairs, features, training, monitoring, evaluation, cluster)
         check_early(wanted)
-        return run_links(wanted, STAGES)
+        links = (*STAGES, ("promotion", make_promotion)) if inputs.promote else STAGES
+        return run_links(wanted, links)
 
 
 def run_links(wanted: PipelineParameters, links: tuple[tuple[str, Stage], ...]) -> State[Any]:

@@ -4,6 +4,7 @@ This package imports neither torch nor diffusers, so that a deployment's schema,
 milliseconds instead of seconds.
 """
 
+from ezigen.config.benchmark import BenchmarkConfig, BenchmarkKind
 from ezigen.config.catalog import MOST_SLOTS, CatalogInputs, ClusterConfig
 from ezigen.config.errors import ConfigurationError, ErrorCode, ItemError
 from ezigen.config.evaluation import EvaluationConfig, EvaluationInputs
@@ -33,6 +34,8 @@ __all__ = [
     "PRESETS",
     "SPEEDS",
     "TRAINING_PRESETS",
+    "BenchmarkConfig",
+    "BenchmarkKind",
     "CatalogInputs",
     "ClusterConfig",
     "CocoSelection",

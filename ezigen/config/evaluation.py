@@ -1,58 +1,74 @@
-"""How a finished adapter is measured."""
+"""How an adapter is measured."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ezigen.config.base import Config
-from ezigen.config.sampler import LoopConfig, SamplerConfig
+from ezigen.config.benchmark import BenchmarkConfig
+from ezigen.config.presets import PRESETS
+from ezigen.config.sampler import SamplerConfig
+
+TableName = Literal["adapter", "dreambench", "editing", "modes", "t_sub", "people", "loops"]
 
 
 class EvaluationConfig(Config):
-    """Images of products that the embedded model never saw, each in four scenes; for other models nothing of it holds.
+    """What of an adapter is measured, and on what. A changed value makes and measures what is missing, and no more."""
 
-    A changed value is measured again.
-    """
-
-    num_products: int = Field(default=4, ge=0, le=12, description="Held-out products; 0 measures nothing.")
-    num_seeds: int = Field(default=1, ge=1, le=64, description="Images of each product in each of its four scenes.")
-    mode: Literal["full_injection", "decoupled", "iterative"] = Field(
-        default="decoupled", description="How they are made; iterative costs several times more."
+    benchmark: BenchmarkConfig = Field(
+        default=BenchmarkConfig(kind="mini-dreambench", num_subjects=4, num_prompts=4, num_runs=1),
+        description="Subjects and what is asked of them.",
     )
-    num_steps: int = Field(default=20, ge=1, le=1000, description="Denoising steps.")
-    guidance_scale: float = Field(default=2.0, ge=1.0, le=50.0, description="Guidance; 1 switches it off.")
-    split_ratio: float = Field(
-        default=0.7, gt=0.0, le=1.0, description="Share of the steps with the subject, in mode decoupled and iterative."
+    tables: tuple[TableName, ...] = Field(
+        default=("adapter",),
+        min_length=1,
+        description="What is compared: adapter (one line: decoupled, without loops), or tables of the paper: "
+        "dreambench (1 and 8), editing (2), modes (3), t_sub (4), people (6), loops (7).",
     )
-
+    preset: Literal["auto", "embedded", "paper", "released"] = Field(
+        default="auto", description="How the images are made, but for what a table varies; auto fits the model."
+    )
+    num_steps: int = Field(default=0, ge=0, le=1000, description="Denoising steps; 0 takes the preset's.")
     face_encoder: str = Field(
         default="",
         description="Measures the identity of faces as well: a face network as ONNX file, or a vision model in "
         "transformers format. Empty: does not.",
     )
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"face_encoder"})
+    margins: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
+        default={"dino": 0.02, "clip_t": 0.02},
+        description="By how much measures may fall where a version takes the place of another: shown by the whole "
+        "interval of the paired difference.",
+    )
 
-    def sampler(self) -> SamplerConfig:
-        """How the images are made; loops, if any, are five, so that every image costs the same."""
-        return SamplerConfig(
-            mode=self.mode,
-            num_steps=self.num_steps,
-            split_ratio=self.split_ratio,
-            guidance_scale=self.guidance_scale,
-            loops=LoopConfig(stop="fixed", num_loops=5),
-        )
+    def sampler(self, model: str) -> SamplerConfig:
+        """What all variants have in common."""
+        auto = "embedded" if model == "mini" else "paper"
+        sampler = PRESETS[auto if self.preset == "auto" else self.preset]()
+        changes = {"num_steps": self.num_steps} if self.num_steps else {}
+        return SamplerConfig.model_validate({**dict(sampler), **changes})
 
 
 class EvaluationInputs(Config):
     """Which adapter is measured, and where that is stored."""
 
-    adapter: str = Field(min_length=1, description="A published adapter: NAME@VERSION or NAME@ALIAS.")
+    adapter: str = Field(
+        min_length=1,
+        description='NAME@VERSION or NAME@ALIAS of a published adapter, a folder, or "auto" (the one shipped with '
+        '"mini").',
+    )
     adapters_uri: str = Field(
         default="adapters", min_length=1, description="Folder or s3:// prefix of published adapters."
     )
     output_uri: str = Field(
-        min_length=1, description="Folder or s3:// prefix of evaluations: <name>-<version>.json and .jpg."
+        min_length=1,
+        description="Folder or s3:// prefix of evaluations. Adapters that are evaluated in the same one can be "
+        "compared, and share what does not depend on them.",
+    )
+    images: dict[str, str] = Field(
+        default={},
+        description="Other methods to measure beside the adapter, by name: a folder or s3:// prefix with "
+        "<case>.png, or an output of personalize_catalog whose item_ids are the cases.",
     )
     if_busy: Literal["refuse", "wait"] = Field(
         default="refuse", description="What to do when another run holds the folder: refuse at once, or wait."

@@ -42,6 +42,12 @@ class PipelineInputs(Config):
         pattern=r"^([a-z][a-z0-9._-]{0,62})?$",
         description="Alias that points to the new version in the end; empty: none.",
     )
+    promote: Alias = Field(
+        default="",
+        pattern=r"^([a-z][a-z0-9._-]{0,62})?$",
+        description="Alias that the new version gets in the end if it is measured to be no worse than the one that has "
+        "it, within evaluation.margins. Empty: none.",
+    )
     initial_adapter: str = Field(default="", description="Adapter to start from; as in train_adapter.")
     if_busy: Literal["refuse", "wait"] = Field(
         default="refuse", description="What to do when another run holds one of the outputs: refuse at once, or wait."

@@ -18,27 +18,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch.nn import functional as F  # noqa: N812
 
 from ezigen.config import SPEEDS, ModelConfig, SamplerConfig, embedded
 from ezigen.diffusion import NoiseSource
-from ezigen.images import Picture, fit_square
+from ezigen.images import Picture
 from ezigen.images.canvas import mark_edit
-from ezigen.metrics import load_scorer
-from ezigen.mini.evaluate import PRODUCTS, SIDE_PX, interval
-from ezigen.mini.world.benchmarks import write_dreamedit
+from ezigen.metrics import Measurer, Shown, load_scorer
+from ezigen.mini.evaluate import interval
+from ezigen.mini.world.benchmarks import SIDE_PX, make_composer, write_dreamedit
 from ezigen.mini.world.captions import describe
-from ezigen.mini.world.compose import Composer
-from ezigen.mini.world.products import make_variant, select_products
 from ezigen.mini.world.scenes import SCENE_NAMES
 from ezigen.models import Stack, decode_latents, encode_pictures, to_pixels
 from ezigen.models.exceptional import encode_exceptional
-from ezigen.models.image_encoder import ImageEncoder
 from ezigen.sampling import Edit, Generator, Request, Sample, load_generator
 from ezigen.sampling.denoiser import Conditions, Denoiser, plan_steps
 from ezigen.sampling.editing import plan_inversion
 
-NEARLY_WHITE = 240
 PUBLISHED_DINO_SUB = 0.650
 """The paper's Table 2, with the real DINO on DreamEditBench."""
 
@@ -78,29 +73,12 @@ def read_cases(folder: Path, *, boxes: bool = False) -> Iterator[EditCase]:
 
 def write_benchmark(folder: Path, num_subjects: int, num_sources: int) -> None:
     """The miniature DreamEditBench of held-out products alone."""
-    products = [product for product in select_products(held_out=True) if product.name in PRODUCTS]
-    composer = Composer([make_variant(product, 0) for product in products], SIDE_PX, num_backgrounds=8)
-    write_dreamedit(composer, folder, num_subjects, num_sources)
+    write_dreamedit(make_composer(), folder, num_subjects, num_sources)
 
 
-def cut_region(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """What the mask leaves of an image: on white, cropped to it."""
-    cut = Image.composite(image, Image.new("RGB", image.size, "white"), mask)
-    return cut.crop(mask.point(lambda value: 255 * (value > 127)).getbbox())
-
-
-def cut_subject(picture: Image.Image) -> Image.Image:
-    """A product on white, cropped to it."""
-    dark = picture.convert("L").point(lambda value: 255 * (value < NEARLY_WHITE))
-    return picture.crop(dark.getbbox())
-
-
-def dino_sub(dino: ImageEncoder, image: Image.Image, mask: Image.Image, subject: Image.Image) -> float:
-    """Cosine, in [-1, 1], of the region of the mask and the subject, both on white and cropped (CLS tokens)."""
-    crops = (cut_region(image, mask), cut_subject(subject))
-    squares = [fit_square(Picture(crop), dino.size_px).rgb for crop in crops]
-    region, wanted = dino.cls(torch.stack([to_pixels(square) for square in squares]))
-    return F.cosine_similarity(region, wanted, dim=0).item()
+def dino_sub(measurer: Measurer, image: Image.Image, mask: Image.Image, subject: Image.Image) -> float:
+    """Cosine, in [-1, 1], of the region of the mask and the subject; see `ezigen.metrics.measures`."""
+    return measurer.measure([Shown(image, "", (Picture(subject),), mask=mask)])[0]["dino_sub"]
 
 
 def background_is_kept(case: EditCase, sample: Sample, reach_px: int = 4) -> bool:
@@ -150,15 +128,15 @@ def edit_all(generator: Generator, cases: Sequence[EditCase], batch: int = 8) ->
     return made
 
 
-def measure(dino: ImageEncoder, cases: Sequence[EditCase], samples: Sequence[Sample]) -> dict[str, object]:
+def measure(measurer: Measurer, cases: Sequence[EditCase], samples: Sequence[Sample]) -> dict[str, object]:
     """DINO-sub of sources, of edits and of their paired difference (mean, low, high), and the share of edits whose
     background is untouched.
     """
     masks = [case.edit.mask for case in cases if case.edit.mask is not None]
     pairs = list(zip(cases, masks, samples, strict=True))
-    source = np.array([dino_sub(dino, case.edit.source.rgb, mask, case.subject) for case, mask, _ in pairs])
-    edit = np.array([dino_sub(dino, sample.image, mask, case.subject) for case, mask, sample in pairs])
-    first = np.array([dino_sub(dino, sample.loops[0], mask, case.subject) for case, mask, sample in pairs])
+    source = np.array([dino_sub(measurer, case.edit.source.rgb, mask, case.subject) for case, mask, _ in pairs])
+    edit = np.array([dino_sub(measurer, sample.image, mask, case.subject) for case, mask, sample in pairs])
+    first = np.array([dino_sub(measurer, sample.loops[0], mask, case.subject) for case, mask, sample in pairs])
     clusters = np.array([case.name for case in cases])
     return {
         "dino_sub_source": interval(source, clusters),
@@ -216,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     scorer = load_scorer(ModelConfig(model=args.model))
     if scorer.dino is None:
         raise SystemExit("DINO-sub needs the image encoder of this model; see the warning above")
-    figures = measure(scorer.dino, cases, samples) | inversion_psnr(generator.stack, sampler, cases)
+    figures = measure(Measurer(None, scorer.dino), cases, samples) | inversion_psnr(generator.stack, sampler, cases)
     figures |= {"edits": len(cases), "subjects": args.subjects, "speed": args.speed, "boxes": args.boxes}
     figures["published_dino_sub"] = PUBLISHED_DINO_SUB
     for name, value in figures.items():

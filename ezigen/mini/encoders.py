@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from ezigen.config import ModelConfig, OptimizerConfig, TrainingConfig
 from ezigen.metrics import load_scorer
 from ezigen.mini import weights_folder
-from ezigen.mini.evaluate import PRODUCTS, base_sampler, generate_all, interval, make_cases
+from ezigen.mini.evaluate import base_sampler, generate_all, interval, make_cases
 from ezigen.mini.recipe.adapters import SubjectViews, load_text_to_image, make_views
 from ezigen.mini.recipe.config import RecipeConfig, UnetConfig, WorldConfig
 from ezigen.mini.recipe.fetch import PACKAGE, fetch_pictures
@@ -28,6 +28,7 @@ from ezigen.mini.recipe.latents import LatentStore, write_latents
 from ezigen.mini.recipe.package import unpack_weights
 from ezigen.mini.recipe.pictures import build_composer
 from ezigen.mini.recipe.state import write_atomically
+from ezigen.mini.world.benchmarks import PRODUCTS
 from ezigen.mini.world.scenes import SCENE_NAMES
 from ezigen.models import load_stack
 from ezigen.sampling import Generator

@@ -21,9 +21,10 @@ from PIL import Image, ImageDraw
 
 from ezigen.config import LoopConfig, ModelConfig, SamplerConfig
 from ezigen.images import Picture
-from ezigen.metrics import Scorer, load_scorer
-from ezigen.mini import weights_folder
+from ezigen.metrics import Scorer, load_scorer, mean_interval
 from ezigen.mini.recipe.judge import Bench
+from ezigen.mini.truth import Truth, judge_file, judge_scores, margin
+from ezigen.mini.world.benchmarks import PRODUCTS, SIDE_PX
 from ezigen.mini.world.captions import describe
 from ezigen.mini.world.compose import Composer, Pose
 from ezigen.mini.world.products import HUE_SHIFTS, Variant, make_variant, select_products
@@ -33,21 +34,7 @@ from ezigen.sampling import Generator, Request, load_generator
 
 MODES = ("text_only", "full_injection", "decoupled", "iterative")
 MEASURES = ("scene", "product", "variant", "clip_t", "dino", "face", "face_found", "scene_margin", "clip_margin")
-PRODUCTS = (
-    "pineapple",
-    "penguin",
-    "car",
-    "butterfly",
-    "hamburger",
-    "guitar",
-    "robot",
-    "wrapped gift",
-    "owl",
-    "backpack",
-    "tropical fish",
-    "rocket",
-)
-SIDE_PX, BATCH, NUM_LOOPS, RESAMPLES = 64, 16, 5, 2000
+BATCH, NUM_LOOPS = 16, 5
 SUBJECT_TIMESTEPS: tuple[int | Literal["adaptive"], ...] = (100, 300, 500, 800, "adaptive")
 """Of the paper's Table 4, beside 1, which full injection uses anyway."""
 
@@ -161,32 +148,6 @@ def sweep_subject_timesteps(
     return images
 
 
-def judge_scores(bench: Bench, case: Case, image: Image.Image) -> dict[str, float]:
-    """1 or 0: the judge's first choice of scene, of product (any hue) and of variant is the true one. And
-    `scene_margin`: by how many nats the scene of the prompt is likelier than the likeliest other one.
-    """
-    verdict = bench.look([np.asarray(image.convert("RGB"))])
-    scene = SCENE_NAMES[int(verdict.scenes[0].argmax())]
-    products = dict.fromkeys(bench.products, 0.0)
-    for name, likelihood in zip(bench.products, verdict.variants[0].tolist(), strict=True):
-        products[name] += likelihood
-    best = max(products, key=lambda name: products[name])
-    variant = bench.keys[int(verdict.variants[0].argmax())]
-    return {
-        "scene": float(scene == case.scene),
-        "product": float(best == case.variant.product.name),
-        "variant": float(variant == case.variant.key),
-        "scene_margin": margin(verdict.scenes[0], case.scene),
-    }
-
-
-def margin(scores: torch.Tensor, scene: str) -> float:
-    """How far the score of `scene` lies above the best other one; scores (scenes,) in the order of `SCENE_NAMES`."""
-    right = SCENE_NAMES.index(scene)
-    others = torch.cat([scores[:right], scores[right + 1 :]])
-    return float(scores[right] - others.max())
-
-
 def clip_margin(clip: TextImageEncoder, case: Case, image: Image.Image) -> float:
     """By how much the cosine of the image to its prompt exceeds the best one to the same prompt with another scene. All
     of these prompts name the class, so a recognisable product earns nothing.
@@ -200,21 +161,18 @@ def measure(bench: Bench, scorer: Scorer, cases: Sequence[Case], images: dict[st
     outcomes = []
     for mode, pictures in images.items():
         for case, image in zip(cases, pictures, strict=True):
-            scores = judge_scores(bench, case, image) | scorer.score(image, case.prompt, [case.subject])
+            truth = Truth(case.variant.product.name, case.variant.key, case.scene)
+            scores = judge_scores(bench, image, truth) | scorer.score(image, case.prompt, [case.subject])
             if scorer.clip is not None:
                 scores["clip_margin"] = clip_margin(scorer.clip, case, image)
             outcomes.append(Outcome(case, mode, image, scores))
     return outcomes
 
 
-def interval(values: np.ndarray, clusters: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval; whole clusters are drawn, because images of one product are alike."""
-    names, members = np.unique(clusters, return_inverse=True)
-    sums, counts = np.bincount(members, values), np.bincount(members)
-    drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
+def interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95 % interval over products; of a single product the mean alone, three times."""
+    found = mean_interval(values, clusters)
+    return (found.mean, found.low, found.high) if found.clusters > 1 else (found.mean,) * 3
 
 
 def summarize(outcomes: Sequence[Outcome]) -> dict[str, dict[str, tuple[float, float, float]]]:
@@ -294,7 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", type=float, default=0.7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--t-sub-sweep", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--judge", type=Path, default=weights_folder() / "judge" / "judge.safetensors")
+    parser.add_argument("--judge", type=Path, default=judge_file())
     parser.add_argument("--figures", type=Path, default=Path("docs/mini-figures.json"))
     parser.add_argument("--sheet", type=Path, default=Path("docs/images/mini-modes.webp"))
     return parser

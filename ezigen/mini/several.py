@@ -21,7 +21,8 @@ from torch import Tensor
 from ezigen.config import ModelConfig
 from ezigen.images import Picture, side_by_side
 from ezigen.metrics import load_scorer
-from ezigen.mini.evaluate import PRODUCTS, interval, subject_picture
+from ezigen.mini.evaluate import interval, subject_picture
+from ezigen.mini.world.benchmarks import PRODUCTS
 from ezigen.mini.world.captions import PHRASES
 from ezigen.mini.world.products import Variant, make_variant, select_products
 from ezigen.models.pixels import to_pixels

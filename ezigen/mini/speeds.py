@@ -22,9 +22,10 @@ from ezigen.config import LoopConfig, ModelConfig, SamplerConfig, embedded, rele
 from ezigen.config.presets import balanced, draft, foreground_only, guide_first, second_order, stop_by_latents
 from ezigen.engine import Engine, EngineLimits, load_engine
 from ezigen.metrics import Scorer, load_scorer
-from ezigen.mini.evaluate import PRODUCTS, Case, interval, make_cases, measure
-from ezigen.mini.held_out import judge_file
+from ezigen.mini.evaluate import Case, interval, make_cases, measure
 from ezigen.mini.recipe.judge import Bench
+from ezigen.mini.truth import judge_file
+from ezigen.mini.world.benchmarks import PRODUCTS
 from ezigen.mini.world.scenes import SCENE_NAMES
 from ezigen.sampling import Sample
 

@@ -46,14 +46,15 @@ class ImageEncoder:
 
     def patch_tokens(self, images: Tensor) -> Tensor:
         """Tokens of the patches, CLS excluded: (B, N, D) for images (B, 3, H, W) in [-1, 1]."""
-        return self._hidden(images)[:, 1:]
+        return self.tokens(images)[:, 1:]
 
     def cls(self, images: Tensor) -> Tensor:
         """The CLS token (B, D) of images (B, 3, H, W) in [-1, 1]."""
-        return self._hidden(images)[:, 0]
+        return self.tokens(images)[:, 0]
 
     @torch.no_grad()
-    def _hidden(self, images: Tensor) -> Tensor:
+    def tokens(self, images: Tensor) -> Tensor:
+        """CLS and patches: (B, 1 + N, D) in fp32, for images (B, 3, H, W) in [-1, 1]."""
         hidden: Tensor = self.network(pixel_values=self.prepare(images)).last_hidden_state
         return hidden.float()
 

@@ -67,14 +67,23 @@ class CatalogPlan:
         Raises ConfigurationError if the catalog is no longer the one that was planned.
         """
         checker = self._checker()
-        for index, values in self._rows(TO_DO):
+        for index, values in self._rows(np.flatnonzero(self.states == TO_DO)):
             row = checker.parse(index, values)
             yield Item(row, checker.keys.of_row(row), self.attempts.of_row(index))
+
+    def keys(self) -> Iterator[tuple[str, str]]:
+        """item_id and item_key of every row that is not refused, done or not, in the order of the catalog."""
+        checker = self._checker()
+        refused = np.zeros(len(self.states), dtype=bool)
+        refused[self.refused.rows] = True
+        for index, values in self._rows(np.flatnonzero(~refused)):
+            row = checker.parse(index, values)
+            yield row.item_id, checker.keys.of_row(row)
 
     def refusals(self) -> Iterator[RowRefusal]:
         """The rows that are refused and not yet known as failed, in the order of the catalog."""
         checker = self._checker()
-        for index, values in self._rows(REFUSED):
+        for index, values in self._rows(np.flatnonzero(self.states == REFUSED)):
             at = int(np.searchsorted(self.refused.rows, index))
             (key,) = words_to_hex(self.refused.words[at : at + 1])
             yield to_refusal(index, values, key, self._error_of(at, values, checker), self.attempts.of_row(index))
@@ -100,9 +109,8 @@ class CatalogPlan:
     def _checker(self) -> RowChecker:
         return RowChecker(self.fingerprint, self.catalog.locations)
 
-    def _rows(self, state: int) -> Iterator[tuple[int, Values]]:
-        """Positions and texts of the rows in a state; nothing is read behind the last of them."""
-        wanted = np.flatnonzero(self.states == state)
+    def _rows(self, wanted: npt.NDArray[np.int64]) -> Iterator[tuple[int, Values]]:
+        """Positions and texts of these rows, given in order; nothing is read behind the last of them."""
         if not len(wanted):
             return
         check_unchanged(self.catalog, self.signature)

@@ -63,6 +63,8 @@ class CatalogRun:
     on_progress: Callable[[Progress], None] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     worker: type[CatalogWorker] = CatalogWorker
+    connected: Cluster | None = None
+    """A Ray that the caller keeps for several runs; without one, Ray is started or joined for this run."""
 
 
 def run_catalog(
@@ -142,7 +144,8 @@ class _Execution:
         if first is None:
             return
         self._subjects = self._find_subjects()
-        with connect(self._cluster_config()) as cluster:
+        kept = self.run.connected
+        with connect(self._cluster_config()) if kept is None else contextlib.nullcontext(kept) as cluster:
             self.workers = self._plan_workers(cluster)
             logger.info("%d workers on %s", self.workers.count, self.workers.device)
             self._run_pool(cluster, self.workers, chain([first], items))

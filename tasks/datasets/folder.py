@@ -46,6 +46,10 @@ class DatasetFolder:
         location = self._at(relative)
         return bool(self._guarded(relative, lambda filesystem: filesystem.exists(location.path)))
 
+    def entries(self, relative: str = "") -> dict[str, bool]:
+        """By name, sorted, whether it is a folder; empty for an absent one. What begins with a dot is left out."""
+        return dict(sorted(self._guarded(relative, lambda filesystem: self._look(filesystem, relative)).items()))
+
     def describe(self) -> str:
         """What the folder holds, for messages about what it lacks."""
         names = self._guarded("", self._names)
@@ -91,6 +95,22 @@ class DatasetFolder:
             return sorted(entry.rstrip("/").rpartition("/")[2] for entry in filesystem.ls(self.root.path, detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def _look(self, filesystem: Any, relative: str) -> dict[str, bool]:
+        path = self._at(relative).path
+        try:
+            entries = filesystem.ls(path, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        found = {}
+        for entry in entries:
+            whole = entry["name"].rstrip("/")
+            name = whole.rpartition("/")[2]
+            # A file is listed as itself, and so is the empty object that some tools put for a folder of a store.
+            if whole != path and name and not name.startswith("."):
+                # A link is neither file nor folder in a listing.
+                found[name] = entry["type"] == "directory" or (entry["type"] == "other" and filesystem.isdir(whole))
+        return found
 
     def _guarded(self, relative: str, action: Any) -> Any:
         location = self._at(relative)

@@ -119,7 +119,7 @@ def line_chart(
     if not shown:
         return None
     low, high = _range(shown)
-    bottom, top, step = _round_range(0.0 if from_zero else low, high)
+    bottom, top, step = round_range(0.0 if from_zero else low, high)
     y_values = np.arange(round((top - bottom) / step) + 1) * step + bottom
     last = max(last_step, *(int(point.step) for line in shown for point in line.points), 1)
     x_step = max(1.0, nice_step(last / 6))
@@ -133,7 +133,7 @@ def line_chart(
         bottom=bottom,
         top=top,
         x_ticks=tuple(Tick(at / last, format_compact(at)) for at in np.arange(0, last + 1e-9, x_step)),
-        y_ticks=tuple(Tick((at - bottom) / (top - bottom), _label(at, step)) for at in y_values),
+        y_ticks=tuple(Tick((at - bottom) / (top - bottom), tick_label(at, step)) for at in y_values),
     )
 
 
@@ -150,7 +150,7 @@ def _range(lines: Sequence[Line]) -> tuple[float, float]:
     return float(lows.min()), max(float(values.max()), float(np.quantile(highs, 0.98)))
 
 
-def _round_range(low: float, high: float) -> tuple[float, float, float]:
+def round_range(low: float, high: float) -> tuple[float, float, float]:
     """Round numbers around the range, and the distance of ticks between them."""
     span = high - low if high > low else abs(high) or 1.0
     step = nice_step(span / 4)
@@ -158,7 +158,7 @@ def _round_range(low: float, high: float) -> tuple[float, float, float]:
     return bottom, top if top > bottom else bottom + step, step
 
 
-def _label(value: float, step: float) -> str:
+def tick_label(value: float, step: float) -> str:
     """A tick's number with as many digits as tell it from its neighbours: 0.25, 1.5, 20k, 5e-5."""
     if step >= 1:
         return format_compact(value)

@@ -1,6 +1,5 @@
 """The report: one page that shows what a run made, complete in itself."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,12 +13,12 @@ from tasks.reports.figures import Figures, RunFigures
 from tasks.reports.items import PageItems, Strip
 from tasks.reports.overview import describe_run, list_runs, list_settings, summarize
 from tasks.reports.remedies import EXPLANATIONS, explain
-from tasks.reports.rendering import ICON, content_policy, environment, template_text
+from tasks.reports.rendering import ICON, content_policy, embed_json, environment, template_text
 from tasks.reports.survey import Survey
 from tasks.reports.wording import SCORE_NAMES, STOP_REASONS, format_number, format_time, plural
 from tasks.storage.run_record import RunRecord
 
-_SCRIPTS = ("gallery.js", "viewer.js", "charts.js", "figures.js")
+_SCRIPTS = ("elements.js", "gallery.js", "viewer.js", "charts.js", "figures.js")
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,10 @@ def render_page(name: str, record: RunRecord | None, survey: Survey, items: Page
             settings=list_settings(record),
             runs=list_runs(record),
             omissions=_list_omissions(figures, items, strips),
-            data=_embed_json(_page_data(record, items)),
+            data=embed_json(_page_data(record, items)),
             strips=strips,
         )
     )
-
-
-def _embed_json(value: Any) -> Markup:
-    """JSON that cannot end or change the script element it stands in, whatever its texts say."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
 
 
 def _page_data(record: RunRecord | None, items: PageItems) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """What every page shares: templates, style, and a policy under which nothing else can load or run."""
 
 import base64
+import functools
 import hashlib
+import json
 from importlib import resources
+from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from tasks.reports.wording import format_number, plural
 
@@ -15,8 +19,11 @@ ICON = (
 )
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
-    """The templates, with the filters that they use; a name that is not given is an error."""
+    """The templates with the filters that they use, each compiled once in a process; a name that is not given is an
+    error.
+    """
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("tasks.reports", "templates"),
         autoescape=True,
@@ -37,12 +44,23 @@ def template_text(name: str) -> str:
     return resources.files("tasks.reports").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def content_policy(style: str, script: str) -> str:
-    """Nothing runs but this script, nothing loads but this page's pictures and those in the folder beside it."""
+def content_policy(style: str, script: str, *, beside: bool = True) -> str:
+    """Nothing runs but this script, nothing loads but this page's pictures and, if `beside`, those in the folder beside
+    it.
+    """
+    pictures = "data: 'self' file:" if beside else "data:"
     return (
         f"default-src 'none'; script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'; "
-        "img-src data: 'self' file:; base-uri 'none'; form-action 'none'"
+        f"img-src {pictures}; base-uri 'none'; form-action 'none'"
     )
+
+
+def embed_json(value: Any) -> Markup:
+    """JSON that cannot end or change the script element it stands in, whatever its texts say."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
 
 
 def _source_hash(text: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageEnhance
 
-from ezigen.config import ConfigurationError, ErrorCode, EvaluationConfig, ItemError, ModelConfig, SamplerConfig
+from ezigen.config import ConfigurationError, ErrorCode, ItemError, ModelConfig, SamplerConfig
 from ezigen.engine import Engine, EngineLimits, Networks
 from ezigen.images import Picture
 from ezigen.images.faces import crop_face, find_face
@@ -136,9 +136,7 @@ def test_features_of_whole_pictures_are_refused(tiny_stack, adapters):
 def test_digests_are_those_of_before():
     assert "subject_crop" not in SamplerConfig().identity()
     assert "face_encoder" not in ModelConfig().identity()
-    assert "face_encoder" not in EvaluationConfig().identity()
     assert SamplerConfig(subject_crop="face").digest() != SamplerConfig().digest()
-    assert EvaluationConfig(face_encoder="a.onnx").digest() != EvaluationConfig().digest()
 
 
 def test_without_opencv_the_run_does_not_start(tiny_stack, adapters, monkeypatch):

@@ -13,8 +13,8 @@ PUBLIC = {
     "ddim_step ddpm_step dpmpp_2m_step",
     "ezigen.images": "FORMATS SUFFIXES ImageFormat Picture decode_picture encode_image encode_png fit_square "
     "side_by_side thumbnail_strip tiled to_picture",
-    "ezigen.metrics": "CLIP_MODEL DINO_MODEL FaceEncoder FaceScorer OnnxFaceEncoder Scorer load_face_scorer "
-    "load_scorer",
+    "ezigen.metrics": "CLIP_MODEL DINO_MODEL FaceEncoder FaceScorer Interval Measurer OnnxFaceEncoder Scorer Shown "
+    "load_face_scorer load_scorer mean_interval paired_difference psnr ssim",
     "ezigen.models": "ImageEncoder Stack TextCondition TextImageEncoder call_unet decode_latents encode_pictures "
     "encode_posterior encode_prompts load_image_encoder load_stack load_text_image_encoder model_fingerprint "
     "resolve_folder to_image to_pixels tokenize_prompts transformer_blocks",

@@ -1,30 +1,39 @@
-"""evaluate_adapter: the shipped adapter on products that it never saw, few and small, with a real server."""
+"""evaluate_adapter: the shipped adapter on a few cases of its world, with a real server, on Ray."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from prefect.client.schemas.objects import State
 
-from ezigen.config import ConfigurationError, EvaluationConfig, EvaluationInputs, StackConfig
+from ezigen.config import (
+    BenchmarkConfig,
+    ClusterConfig,
+    ConfigurationError,
+    EvaluationConfig,
+    EvaluationInputs,
+    StackConfig,
+)
 from ezigen.mini import weights_folder
 from flows.evaluate_adapter import evaluate_adapter
-from flows.evaluation_job import EvaluationSummary
+from flows.evaluation_job import EvaluationSummary, folder_name
+from flows.evaluation_options import EvaluationOptions
 from tasks.adapters import Registry
 from tasks.storage import OutputFolder
 from tests.flows.test_training_flow import latest_artifacts, pictures_in
 
-SMALL: dict[str, Any] = {"num_products": 1, "num_steps": 3}
+FEW = BenchmarkConfig(kind="mini-dreambench", num_subjects=1, num_prompts=2, num_runs=1)
+NO_RAY = ClusterConfig(address="127.0.0.1:1")
 
 
-def evaluate(root: Path, model: str = "mini", **settings) -> State[Any]:
+def evaluate(root: Path, cluster: ClusterConfig, model: str = "mini", **settings) -> State[Any]:
     inputs = EvaluationInputs(
         adapter="shipped@latest", adapters_uri=str(root / "adapters"), output_uri=str(root / "evaluation")
     )
-    wanted = EvaluationConfig(**{**SMALL, **settings})
-    return evaluate_adapter(inputs, StackConfig(model=model, device="cpu"), wanted, return_state=True)
+    wanted = EvaluationConfig(**{"benchmark": FEW, "num_steps": 3, **settings})
+    return evaluate_adapter(inputs, StackConfig(model=model, device="cpu"), wanted, cluster, return_state=True)
 
 
 @pytest.fixture
@@ -35,52 +44,107 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_version_is_measured_once_for_each_setting(root: Path, reporting_here):
-    state = evaluate(root)
+def test_a_version_is_made_and_measured_once(root: Path, reporting_here, ray_address):
+    state = evaluate(root, ClusterConfig(address=ray_address, num_workers=1))
     assert state.is_completed(), state.message
     summary = state.result()
     assert isinstance(summary, EvaluationSummary)
-    assert summary.made
-    assert state.message.startswith("shipped@v1, 4 images of products that nothing was trained on: product right ")
-    assert {path.name for path in (root / "evaluation").glob("shipped*")} == {"shipped-v1.json", "shipped-v1.jpg"}
-    stored = json.loads((root / "evaluation" / "shipped-v1.json").read_text())
-    assert stored["num_images"] == len(stored["images"]) == 4
-    assert len({image["scene"] for image in stored["images"]}) == 4
-    assert set(stored["figures"]) >= {"scene", "product", "variant", "clip_t", "dino"}
-    for name, (mean, low, high) in stored["figures"].items():
-        assert low <= mean <= high
-        assert mean == pytest.approx(sum(image["scores"][name] for image in stored["images"]) / 4)
+    assert state.message.startswith("shipped@v1, 2 images of mini-dreambench: product right ")
+    folder = root / "evaluation" / "shipped-v1"
+    assert {path.name for path in (folder / "tables").iterdir()} == {"adapter.csv", "adapter.md", "adapter.tex"}
+    rows = pq.read_table(folder / "images.parquet").to_pylist()
+    assert [row["prompt_id"] for row in rows] == ["p00", "p01"]
+    measured = {"product", "scene", "variant", "scene_margin", "clip_t", "clip_i", "dino", "dino_patch"}
+    assert all(set(dict(row["scores"])) == measured for row in rows)
+    (line,) = summary.tables[0].rows
+    assert line.means["dino"].mean == pytest.approx(sum(dict(row["scores"])["dino"] for row in rows) / 2)
 
     shown = latest_artifacts()
     assert "product right" in shown["evaluation-figures"].data
-    assert state.message in shown["evaluation-report"].data
-    (sheet,) = pictures_in(shown["evaluation-report"].data)
-    with Image.open(root / "evaluation" / "shipped-v1.jpg") as kept:
+    page = shown["evaluation-report"].data
+    assert state.message in page
+    assert (folder / "tables" / "adapter.md").read_text() in page
+    (sheet,) = pictures_in(page)
+    with Image.open(folder / "sheets" / "adapter.jpg") as kept:
         assert sheet.size == kept.size
 
-    again = evaluate(root)
+    again = evaluate(root, NO_RAY)
     assert again.message == f"nothing to do: {state.message}"
-    assert not again.result().made
-
-    more = evaluate(root, num_seeds=2, face_encoder="mini")
-    assert more.message.startswith("shipped@v1, 8 images of products")
-    assert more.result().made
-    faces = json.loads((root / "evaluation" / "shipped-v1.json").read_text())["figures"]
-    assert (faces["face"], faces["face_found"]) == ([0, 0, 0], [0, 0, 0])  # these products have none
-    (root / "evaluation" / "shipped-v1.json").write_text("{")
-    assert evaluate(root, num_seeds=2, face_encoder="mini").result().made
+    assert again.result().tables == summary.tables
 
 
-def test_without_held_out_products_the_last_measurement_of_training_is_told(root: Path, reporting_here, tiny_model):
-    for state in (evaluate(root, num_products=0), evaluate(root, str(tiny_model))):
-        assert state.is_completed(), state.message
-        assert state.message == "shipped@v1, as training measured it last: DINO 0.250"
-    assert not list((root / "evaluation").glob("shipped*"))
+def test_where_the_world_says_nothing_the_last_measurement_of_training_is_told(root: Path, reporting_here, tiny_model):
+    state = evaluate(root, NO_RAY, str(tiny_model))
+    assert state.is_completed(), state.message
+    assert state.message == "shipped@v1, as training measured it last: DINO 0.250"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tables": ["editing"]}, "table editing is of editing, but benchmark mini-dreambench is of generation"),
+        (
+            {"benchmark": BenchmarkConfig(kind="own", folder_uri="/nowhere")},
+            "/nowhere",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_ray(root: Path, reporting_here, settings, message):
+    state = evaluate(root, NO_RAY, **settings)
+    assert state.is_failed()
+    error = state.result(raise_on_failure=False)
+    assert isinstance(error, ConfigurationError)
+    assert message in str(error)
 
 
 def test_an_adapter_that_was_not_published_is_named(tmp_path: Path, reporting_here):
-    state = evaluate(tmp_path)
+    state = evaluate(tmp_path, NO_RAY)
     assert state.is_failed()
     error = state.result(raise_on_failure=False)
     assert isinstance(error, ConfigurationError)
     assert "shipped" in str(error)
+
+
+# ---- the command line
+
+
+def test_options_become_parameters():
+    made = EvaluationOptions(
+        "toys@v3",
+        "s3://shop/evaluation",
+        tables="modes, loops",
+        benchmark="dreambench",
+        folder="s3://shop/dreambench",
+        runs=2,
+        steps=20,
+        workers=3,
+        assignments=["evaluation.benchmark.num_prompts=5"],
+    ).parameters()
+    assert made.inputs.adapter == "toys@v3"
+    assert made.evaluation.tables == ("modes", "loops")
+    assert made.evaluation.benchmark == BenchmarkConfig(
+        kind="dreambench", folder_uri="s3://shop/dreambench", num_runs=2, num_prompts=5
+    )
+    assert made.evaluation.sampler("some/model").num_steps == 20
+    assert made.cluster.num_workers == 3
+
+
+def test_without_options_a_few_cases_of_the_world_are_measured():
+    made = EvaluationOptions("auto", "out").parameters()
+    assert made.evaluation == EvaluationConfig()
+    assert EvaluationOptions("auto", "out", runs=3).parameters().evaluation.benchmark.num_subjects == 4
+    assert made.evaluation.sampler("mini").guidance_scale == 2.0
+    assert made.evaluation.sampler("other").guidance_scale == 7.5
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [("toys@v3", "toys-v3"), ("auto", "auto"), ("s3://shop/adapters/x y/", "x-y"), ("/tmp/my.adapter", "my.adapter")],
+)
+def test_folders_are_named_by_what_is_evaluated(reference, name):
+    assert folder_name(reference) == name
+
+
+def test_a_reference_without_a_name_is_refused():
+    with pytest.raises(ConfigurationError, match="names no folder"):
+        folder_name("///")

@@ -149,7 +149,7 @@ def test_every_option_of_the_pipeline_reaches_its_stage():
         steps=5,
         initial="auto",
         workers=3,
-        assignments=["pairs.seed=9", "features.t_sub=4", "monitoring.num_subjects=1", "evaluation.num_seeds=2"],
+        assignments=["pairs.seed=9", "features.t_sub=4", "monitoring.num_subjects=1", "evaluation.num_steps=7"],
     ).parameters()
     pairs, features, training = (
         made.inputs.pair_inputs(),
@@ -172,7 +172,7 @@ def test_every_option_of_the_pipeline_reaches_its_stage():
     assert made.features == FeatureConfig(policy="latents", t_sub=4)
     assert made.training.num_steps == 5
     assert made.monitoring == embedded_monitoring().model_copy(update={"num_subjects": 1})
-    assert made.evaluation == EvaluationConfig(num_seeds=2)
+    assert made.evaluation == EvaluationConfig(num_steps=7)
     assert made.inputs.evaluation_inputs("toys@v3") == EvaluationInputs(
         adapter="toys@v3",
         adapters_uri="s3://shop/root/adapters",
@@ -354,7 +354,7 @@ def test_the_chain_makes_measures_and_publishes_an_adapter(chain: Chain, cluster
     trained, evaluated = (stage for _, stage in summary.stages[2:])
     assert "6 steps, loss " in trained.describe()
     assert trained.describe().endswith("published as toys@v1 (latest)")
-    # Of this model nobody knows what it has not seen, so the last measurement of training is shown.
+    # The embedded model's world says nothing of this model, so the last measurement of training is shown.
     assert state.message == evaluated.describe()
     assert state.message.startswith("toys@v1, as training measured it last: held-out loss ")
     assert follower.plans[0].startswith("20 pairs wanted")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ezigen.mini.evaluate import PRODUCTS, SIDE_PX
+from ezigen.mini.world.benchmarks import PRODUCTS, SIDE_PX
 from ezigen.mini.world.captions import describe
 from ezigen.mini.world.compose import Composer
 from ezigen.mini.world.products import HUE_SHIFTS, make_variant, select_products

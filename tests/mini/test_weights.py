@@ -10,9 +10,11 @@ from PIL import Image
 from ezigen.config import ModelConfig, SamplerConfig, embedded
 from ezigen.metrics import load_scorer
 from ezigen.mini import weights_folder
-from ezigen.mini.evaluate import PRODUCTS, judge_scores, make_cases
+from ezigen.mini.evaluate import make_cases
 from ezigen.mini.recipe.judge import Bench
 from ezigen.mini.recipe.pictures import to_tensor
+from ezigen.mini.truth import Truth, judge_scores
+from ezigen.mini.world.benchmarks import PRODUCTS
 from ezigen.mini.world.captions import describe
 from ezigen.mini.world.compose import Composer
 from ezigen.mini.world.products import make_variants, select_products
@@ -67,7 +69,8 @@ def test_scenes_are_the_ones_the_prompt_names(bench: Bench) -> None:
     generator = load_generator(MODEL, SamplerConfig(mode="text_only", num_steps=12, guidance_scale=4.0))
     cases = make_cases(["pineapple", "penguin", "car"], SCENE_NAMES, 1)
     samples = generator.generate([case.request for case in cases])
-    right = [judge_scores(bench, c, s.image)["scene"] for c, s in zip(cases, samples, strict=True)]
+    truths = [Truth(c.variant.product.name, c.variant.key, c.scene) for c in cases]
+    right = [judge_scores(bench, s.image, t)["scene"] for t, s in zip(truths, samples, strict=True)]
     assert np.mean(right) >= 0.8
 
 

@@ -30,6 +30,11 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
+_KEY_CODES = {
+    "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9,
+}  # fmt: skip
+
+
 class BrowserError(RuntimeError):
     """The browser, or a script in the page, reported an error."""
 
@@ -176,10 +181,20 @@ class Browser:
             time.sleep(0.03)
 
     def press(self, key: str) -> None:
-        code = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9}[key]
-        text = {"text": "\r"} if key == "Enter" else {}
+        """A key by its name, or the one of a character."""
+        code = _KEY_CODES[key] if key in _KEY_CODES else ord(key.upper())
+        text = {"text": "\r" if key == "Enter" else key} if key == "Enter" or len(key) == 1 else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
+
+    def downloads_to(self, folder: Path) -> None:
+        """Files that pages save land there."""
+        self.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Put a file into a file input, as a person does with the dialog."""
+        found = self.call("Runtime.evaluate", expression=f"document.querySelector({selector!r})")
+        self.call("DOM.setFileInputFiles", files=[str(path)], objectId=found["result"]["objectId"])
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]

@@ -1,10 +1,3 @@
-"use strict";
-const find = (selector, root = document) => root.querySelector(selector);
-const make = (tag, properties = {}, ...children) => {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-};
 const data = JSON.parse(find("#data").textContent);
 const columns = data.columns;
 const numItems = columns.id.length;
@@ -13,7 +6,6 @@ const isFailed = (item) => columns.failed[item] === 1;
 const title = (code) => data.words.codes[code] ?? code;
 const decimals = (value, digits) => value == null ? "–" : value.toFixed(digits);
 const seconds = (value) => value == null ? "–" : value < 0.1 ? `${Math.round(value * 1000)} ms` : `${value.toPrecision(3)} s`;
-const whole = new Intl.NumberFormat("en");
 const scoreName = (name) => data.words.scores[name]?.[0] ?? name;
 
 // Strips: each is text in a script element of its own, read and decoded when its item is shown, and forgotten after a while.
@@ -189,7 +181,6 @@ function hasStatus(item, status) {
   return !status || isFailed(item) === (status === "failed");
 }
 
-const field = (name) => find(`#${name}`);
 function chosenItems() {
   const words = field("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const status = field("status").value, code = field("code").value, run = field("run").value;

@@ -1,0 +1,452 @@
+"""An evaluation from a benchmark to tables: images of every variant by catalog runs, their scores, one row per image.
+
+In the output folder: catalog-<digest>.jsonl (the benchmark's cases), made/ (an ordinary catalog output, shared by all
+variants and adapters: what two of them have in common is made once), scores/ (see `tasks.evaluation.scoring`), and
+for every evaluated adapter a folder with images.parquet (a row per variant and case), tables/, sheets/ and
+evaluation.html. Running again makes and measures what is missing.
+"""
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ezigen.config import CatalogInputs, ClusterConfig, ConfigurationError, ModelConfig, SamplerConfig
+from tasks.catalog.plan import CatalogPlan, plan_catalog
+from tasks.catalog.progress import Progress
+from tasks.catalog.results import ResultRow
+from tasks.catalog.run import run_catalog
+from tasks.cluster import Cluster, connect, plan_workers
+from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase, catalog_rows
+from tasks.evaluation.external import ExternalMethod, FoundImage
+from tasks.evaluation.gate import FACTS_FILE, IMAGES_FILE
+from tasks.evaluation.paper import PaperTable, Variant
+from tasks.evaluation.printing import to_csv, to_latex, to_markdown
+from tasks.evaluation.scoring import Scored, ScoreJob, ScoreWork, encoders_digest, make_shards, read_scores, score_key
+from tasks.evaluation.sheet import ShownCase, draw_table
+from tasks.evaluation.showing import look_closer
+from tasks.evaluation.tables import MeasuredTable, ScoredImage, measure_table
+from tasks.inspection.sheet import to_jpeg
+from tasks.reports.evaluation_page import EvaluationPage, MissingImage, PageTable, render_evaluation
+from tasks.sharding import ShardReport, run_shards
+from tasks.storage import Locations, OutputFolder, ResultsLedger, RunOutput
+from tasks.storage.lease import Lease
+from tasks.storage.run_record import now_text
+
+logger = logging.getLogger(__name__)
+
+PAGE_FILE = "evaluation.html"
+JUDGED = "mini-dreambench"
+"""The benchmark whose truth is known."""
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        pa.field("variant", pa.string(), nullable=False),
+        pa.field("case_id", pa.string(), nullable=False),
+        pa.field("subject_id", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("image_uri", pa.string()),
+        pa.field("image_sha256", pa.string()),
+        pa.field("num_loops", pa.int32()),
+        pa.field("num_unet_calls", pa.int64()),
+        pa.field("seconds", pa.float64()),
+        pa.field("scores", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+    ],
+    metadata={"ezigen.schema": "evaluation/1"},
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is evaluated: an adapter on a model.
+
+    name: of its folder. sampler: what all variants have in common. The fingerprints tell the model and the adapter from
+    others, see `ezigen.models` and `ezigen.adapters`; image_size_px is the side of the model's images.
+    """
+
+    name: str
+    model: ModelConfig
+    sampler: SamplerConfig
+    model_fingerprint: str
+    adapter_fingerprint: str
+    image_size_px: int
+
+
+@dataclass(frozen=True)
+class PlannedVariant:
+    """A variant, the run that makes its images, and the item_key of every case."""
+
+    variant: Variant
+    sampler: SamplerConfig
+    inputs: CatalogInputs
+    plan: CatalogPlan
+    keys: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation would do."""
+
+    method: Method
+    benchmark: Benchmark
+    tables: tuple[PaperTable, ...]
+    variants: tuple[PlannedVariant, ...]
+    encoders: str
+    """Digest of the encoders that measure."""
+    others: tuple[ExternalMethod, ...] = ()
+    """Other methods, each a line more in every table."""
+
+    @property
+    def num_cases(self) -> int:
+        """Images that the evaluation has in all."""
+        return len(self.variants) * len(self.benchmark.cases)
+
+    @property
+    def judges(self) -> bool:
+        """Whether the world's judge measures, too."""
+        return self.benchmark.name == JUDGED
+
+    @property
+    def num_images(self) -> int:
+        """Images that are to be made."""
+        return sum(one.plan.counts.to_do for one in self.variants)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case in a variant: its image, what making it cost if it was made here, and its scores."""
+
+    variant: str
+    case: BenchmarkCase
+    image: FoundImage | None = None
+    made: ResultRow | None = None
+    scored: Scored = field(default_factory=lambda: Scored({}))
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a run calls on its way."""
+
+    lease: Lease | None = None
+    on_progress: Callable[[str, Progress], None] = lambda _title, _progress: None
+    """Gets the title of the variant whose images are being made, and how far it is."""
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Raises LeaseLost."""
+        if self.lease is not None:
+            self.lease.check()
+
+
+def plan_evaluation(
+    method: Method,
+    output: OutputFolder,
+    benchmark: Benchmark,
+    tables: Sequence[PaperTable],
+    *,
+    allowed_roots: Sequence[str],
+    others: Sequence[ExternalMethod] = (),
+) -> EvaluationPlan:
+    """Decides what is to be made. Writes the benchmark's cases as a catalog, and nothing else.
+
+    allowed_roots: where the benchmark's pictures lie. Raises ConfigurationError for a table of another kind of
+    benchmark, or for encoders that are not there.
+    """
+    for table in tables:
+        check_suited(table, benchmark)
+    lines = tuple(Variant(other.name, other.name, is_external=True) for other in others)
+    chosen = tuple(replace(table, variants=(*table.variants, *lines)) for table in tables)
+    inputs = CatalogInputs(
+        catalog_uri=_write_catalog(output, benchmark),
+        output_uri=output.uri("made"),
+        allowed_roots=[*allowed_roots],
+        max_failed_share=1.0,
+        max_previews=0,
+    )
+    planned = []
+    for variant in _variants(chosen):
+        sampler = variant.sampler(method.sampler)
+        plan = plan_catalog(
+            inputs,
+            sampler,
+            method.model_fingerprint,
+            method.adapter_fingerprint,
+            storage_options=output.locations.storage_options,
+            image_size_px=method.image_size_px,
+        )
+        planned.append(PlannedVariant(variant, sampler, inputs, plan, dict(plan.keys())))
+    encoders = encoders_digest(method.model, judges=benchmark.name == JUDGED)
+    return EvaluationPlan(method, benchmark, chosen, tuple(planned), encoders, tuple(others))
+
+
+def run_evaluation(
+    plan: EvaluationPlan, output: OutputFolder, cluster: ClusterConfig, hooks: Hooks | None = None
+) -> tuple[MeasuredTable, ...]:
+    """Makes and measures what is missing, then stores rows and tables; returns the tables.
+
+    A case whose image cannot be made, or not be measured, is counted as missing in its line. Ray is started, or
+    joined, only if there is something to do. Setting `hooks.stop` ends the run in order and returns no tables: what is
+    made and measured is stored. Raises as `run_catalog` and `run_shards`.
+    """
+    hooks = hooks or Hooks()
+    if plan.num_images or _unmeasured(plan, output):
+        with connect(cluster) as ray_cluster:
+            for one in plan.variants:
+                _make(one, plan.method.model, cluster, ray_cluster, hooks)
+            _measure(plan, output, cluster, ray_cluster, hooks)
+    if hooks.stop.is_set():
+        return ()
+    hooks.check()
+    rows = tuple(_rows(plan, output))
+    output.write(f"{plan.method.name}/{IMAGES_FILE}", _to_parquet(rows, output))
+    tables = _write_tables(plan, rows, output)
+    output.write(f"{plan.method.name}/{FACTS_FILE}", _facts(plan))
+    return tables
+
+
+def _write_tables(plan: EvaluationPlan, rows: Sequence[Row], output: OutputFolder) -> tuple[MeasuredTable, ...]:
+    """Computes the tables from rows and stores each as Markdown, CSV and LaTeX, with a sheet of its images, and the
+    page of all.
+    """
+    images = [
+        ScoredImage(row.variant, row.case.case_id, row.case.subject_id, row.case.prompt_id, _all_scores(row))
+        for row in rows
+        if row.scored.scores
+    ]
+    measured = tuple(measure_table(table, images, len(plan.benchmark.cases)) for table in plan.tables)
+    pictures = _pictures(plan, output)
+    shown = []
+    for one in measured:
+        for suffix, write in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
+            output.write(f"{plan.method.name}/tables/{one.table.name}.{suffix}", write(one).encode())
+        drawn = draw_table(one, _shown(one, rows), pictures)
+        sheet = None if drawn is None else to_jpeg(drawn)
+        if sheet is not None:
+            output.write(f"{plan.method.name}/sheets/{one.table.name}.jpg", sheet)
+        shown.append(PageTable(one, sheet))
+    cases = {case.case_id: case for case in plan.benchmark.cases}
+    uris = {(row.variant, row.case.case_id): row.image.uri for row in rows if row.image is not None}
+    closer = look_closer(plan.tables[0], images, cases, uris, pictures)
+    page = replace(_describe(plan, rows), tables=tuple(shown), closer=closer)
+    output.write(f"{plan.method.name}/{PAGE_FILE}", render_evaluation(page).encode())
+    return measured
+
+
+def _describe(plan: EvaluationPlan, rows: Sequence[Row]) -> EvaluationPage:
+    """The page without its tables."""
+    titles = {variant.name: variant.title for table in plan.tables for variant in table.variants}
+    made_at = [row.made.finished_at for row in rows if row.made is not None and row.made.image_uri]
+    return EvaluationPage(
+        name=plan.method.name,
+        model=plan.method.model.model,
+        adapter_fingerprint=plan.method.adapter_fingerprint,
+        benchmark=plan.benchmark,
+        num_images=len(rows),
+        tables=(),
+        missing=tuple(
+            MissingImage(titles[row.variant], row.case.case_id, row.scored.error)
+            for row in rows
+            if not row.scored.scores
+        ),
+        made=(min(made_at), max(made_at)) if made_at else None,
+        own_scale=plan.method.model.model == "mini",
+    )
+
+
+def _shown(measured: MeasuredTable, rows: Sequence[Row]) -> list[ShownCase]:
+    """The cases with an image of every line of a table, in order."""
+    lines = [variant.name for variant in measured.table.variants if variant.is_shown]
+    by_case: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row.image is not None:
+            by_case.setdefault(row.case.case_id, {})[row.variant] = row
+    complete = [by_line for by_line in by_case.values() if set(lines) <= set(by_line)]
+    return [
+        ShownCase(
+            by_line[lines[0]].case,
+            tuple((row.image.uri, row.scored.scores) for row in (by_line[line] for line in lines) if row.image),
+        )
+        for by_line in complete
+    ]
+
+
+def _pictures(plan: EvaluationPlan, output: OutputFolder) -> Locations:
+    """How the benchmark's pictures and all images are reached."""
+    locations = plan.variants[0].plan.catalog.locations
+    roots = (output.root_uri, *(other.root_uri for other in plan.others))
+    return replace(locations, allowed_roots=(*locations.allowed_roots, *roots))
+
+
+# ---- the plan
+
+
+def check_suited(table: PaperTable, benchmark: Benchmark) -> None:
+    """Raises ConfigurationError for a table of another kind of benchmark."""
+    if table.kind != benchmark.kind:
+        raise ConfigurationError(
+            f"table {table.name} is of {table.kind}, but benchmark {benchmark.name} is of {benchmark.kind}; choose "
+            "another table or another benchmark"
+        )
+
+
+def _variants(tables: Sequence[PaperTable]) -> list[Variant]:
+    """Every variant once that the evaluated adapter can make."""
+    shown = (variant for table in tables for variant in table.variants if variant.is_shown)
+    named = {variant.name: variant for variant in shown if not variant.is_external}
+    return list(named.values())
+
+
+def _write_catalog(output: OutputFolder, benchmark: Benchmark) -> str:
+    """The cases as a catalog, unless it is there; named by its content, because a plan must not change under a run."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in catalog_rows(benchmark)).encode()
+    name = f"catalog-{hashlib.sha256(lines).hexdigest()[:16]}.jsonl"
+    return output.uri(name) if name in output.list("") else output.write(name, lines)
+
+
+# ---- the work
+
+
+def _make(one: PlannedVariant, model: ModelConfig, cluster: ClusterConfig, connected: Cluster, hooks: Hooks) -> None:
+    if hooks.stop.is_set() or not (one.plan.counts.to_do or one.plan.counts.refused):
+        return
+    logger.info("%s: %d images to make", one.variant.title, one.plan.counts.to_do)
+    run_catalog(
+        one.plan,
+        RunOutput(one.inputs.output_uri, one.plan.catalog.locations),
+        inputs=one.inputs,
+        model=model,
+        sampler=one.sampler,
+        cluster=cluster,
+        lease=hooks.lease,
+        on_progress=lambda progress: hooks.on_progress(one.variant.title, progress),
+        stop=hooks.stop,
+        connected=connected,
+    )
+
+
+def _measure(
+    plan: EvaluationPlan, output: OutputFolder, cluster: ClusterConfig, connected: Cluster, hooks: Hooks
+) -> None:
+    shards = make_shards(_unmeasured(plan, output))
+    if not shards or hooks.stop.is_set():
+        return
+    workers = plan_workers(cluster, connected.nodes)
+    work = ScoreWork(
+        output,
+        shards,
+        plan.method.model.model_copy(update={"device": workers.device}),
+        _pictures(plan, output),
+        judges=plan.judges,
+        num_threads=workers.num_threads,
+    )
+
+    def report(shard: ShardReport) -> None:
+        logger.info("%d images measured by %s in %.1f s", shard.rows, shard.worker, shard.seconds)
+
+    run_shards(
+        work, list(shards), cluster=cluster, on_report=report, check=hooks.check, stop=hooks.stop, connected=connected
+    )
+
+
+def _unmeasured(plan: EvaluationPlan, output: OutputFolder) -> list[ScoreJob]:
+    """The images that are there and were not measured, or could not be: what was in the way may have gone."""
+    measured = {key for key, scored in read_scores(output).items() if not scored.error}
+    return [
+        ScoreJob(key, row.case, row.image.uri, row.image.sha256)
+        for row in _look(plan, output)
+        if row.image is not None and (key := _key(plan, row, row.image)) not in measured
+    ]
+
+
+def _look(plan: EvaluationPlan, output: OutputFolder) -> Iterator[Row]:
+    """Every variant and every other method with every case, and the image that is there; nothing of scores."""
+    made = RunOutput(output.uri("made"), output.locations)
+    wanted = {key for one in plan.variants for key in one.keys.values()}
+    stored = {row.item_key: row for row in ResultsLedger(made).rows() if row.item_key in wanted}
+    for one in plan.variants:
+        for case in plan.benchmark.cases:
+            row = stored.get(one.keys.get(case.case_id, ""))
+            image = None
+            if row is not None and row.image_uri and row.image_sha256:
+                image = FoundImage(made.uri(row.image_uri), row.image_sha256)
+            yield Row(one.variant.name, case, image, row)
+    for other in plan.others:
+        for case in plan.benchmark.cases:
+            yield Row(other.name, case, other.images.get(case.case_id))
+
+
+def _key(plan: EvaluationPlan, row: Row, image: FoundImage) -> str:
+    return score_key(row.case, image.sha256, benchmark=plan.benchmark.digest, encoders=plan.encoders)
+
+
+# ---- the rows
+
+
+def _rows(plan: EvaluationPlan, output: OutputFolder) -> Iterator[Row]:
+    known = read_scores(output)
+    for row in _look(plan, output):
+        if row.image is not None:
+            scored = known.get(_key(plan, row, row.image), Scored({}, "not measured"))
+        elif row.made is not None:
+            scored = Scored({}, f"{row.made.error_code}: {row.made.error_message}")
+        else:
+            scored = Scored({}, "not made")
+        yield replace(row, scored=scored)
+
+
+def _facts(plan: EvaluationPlan) -> bytes:
+    """What two evaluations must have in common to be compared, and what tells this one from others."""
+    method = plan.method
+    facts = {
+        "benchmark": plan.benchmark.digest,
+        "benchmark_name": plan.benchmark.name,
+        "subset": plan.benchmark.subset,
+        "encoders": plan.encoders,
+        "model": method.model_fingerprint,
+        "sampler": method.sampler.digest(),
+        "adapter": method.adapter_fingerprint,
+        "tables": [table.name for table in plan.tables],
+        "made_at": now_text(),
+    }
+    return (json.dumps(facts, indent=1) + "\n").encode()
+
+
+def _all_scores(row: Row) -> dict[str, float]:
+    """What was measured, and what the image cost."""
+    cost = {}
+    if row.made is not None:
+        cost = {"seconds": row.made.seconds, "num_unet_calls": float(row.made.num_unet_calls)}
+        cost |= {} if row.made.num_loops is None else {"num_loops": float(row.made.num_loops)}
+    return {**row.scored.scores, **cost}
+
+
+def _to_parquet(rows: Sequence[Row], output: OutputFolder) -> bytes:
+    table = pa.Table.from_pylist([_to_record(row, output) for row in rows], schema=IMAGES_SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _to_record(row: Row, output: OutputFolder) -> dict[str, Any]:
+    """Locations within the output are relative to it, so that it can be moved."""
+    made = row.made
+    return {
+        "variant": row.variant,
+        "case_id": row.case.case_id,
+        "subject_id": row.case.subject_id,
+        "prompt_id": row.case.prompt_id,
+        "image_uri": None if row.image is None else row.image.uri.removeprefix(f"{output.root_uri}/"),
+        "image_sha256": None if row.image is None else row.image.sha256,
+        "num_loops": None if made is None else made.num_loops,
+        "num_unet_calls": None if made is None else made.num_unet_calls,
+        "seconds": None if made is None else made.seconds,
+        "scores": list(row.scored.scores.items()),
+        "error": row.scored.error,
+    }
