@@ -225,11 +225,11 @@ def format_figure(name: str, value: float) -> str:
 
 def print_measured(measured: "MeasuredTable") -> None:
     """A table in the terminal: means with their intervals beside what was published, then what it says."""
-    from tasks.evaluation.printing import heading, measures_of, sentence, table_cells
+    from tasks.evaluation.printing import heading, measures_of, published_of, sentence, table_cells
 
     out.print(f"\n[bold]{escape(heading(measured))}[/]")
     shown = measures_of(measured)
-    heads = ("", *map(score_name, shown), *(f"{score_name(name)}, published" for name in shown))
+    heads = ("", *map(score_name, shown), *(f"{score_name(name)}, published" for name in published_of(measured)))
     print_table(heads, [tuple(cells) for cells in table_cells(measured, shown)])
     for trend in measured.trends:
         out.print(f"- {escape(sentence(measured, trend))}")

@@ -30,7 +30,11 @@ def heading(measured: MeasuredTable) -> str:
 def to_markdown(measured: MeasuredTable) -> str:
     """The table with a heading, and a list of what it says about the paper's claims."""
     shown = measures_of(measured)
-    heads = ["", *(f"{score_name(name)}" for name in shown), *(f"{score_name(name)}, published" for name in shown)]
+    heads = [
+        "",
+        *(f"{score_name(name)}" for name in shown),
+        *(f"{score_name(name)}, published" for name in published_of(measured)),
+    ]
     lines = [f"## {heading(measured)}", "", _markdown_row(heads), _markdown_row(["---"] * len(heads))]
     lines += [_markdown_row(cells) for cells in table_cells(measured, shown)]
     lines += ["", *(f"- {sentence(measured, trend)}" for trend in measured.trends)]
@@ -58,7 +62,7 @@ def to_csv(measured: MeasuredTable) -> str:
 def to_latex(measured: MeasuredTable) -> str:
     """A table environment for booktabs."""
     shown = measures_of(measured)
-    heads = ["", *map(score_name, shown), *(f"{score_name(name)} (published)" for name in shown)]
+    heads = ["", *map(score_name, shown), *(f"{score_name(name)} (published)" for name in published_of(measured))]
     body = [" & ".join(map(_latex, cells)) + r" \\" for cells in table_cells(measured, shown)]
     lines = [
         r"\begin{table}",
@@ -99,6 +103,12 @@ def measures_of(measured: MeasuredTable) -> list[str]:
     return [name for name in measured.table.measures if name in names]
 
 
+def published_of(measured: MeasuredTable) -> list[str]:
+    """Those of the table's measures for which a figure was published."""
+    figures = (*(row.published for row in measured.rows), *(other.figures for other in measured.table.others))
+    return [name for name in measured.table.measures if any(name in known for known in figures)]
+
+
 def table_cells(measured: MeasuredTable, shown: Sequence[str]) -> list[list[str]]:
     """By line its title, ours by measure, and the published by measure; "" where there is none."""
     rows = [*measured.rows, *(TableRow(other.title, {}, other.figures) for other in measured.table.others)]
@@ -106,7 +116,7 @@ def table_cells(measured: MeasuredTable, shown: Sequence[str]) -> list[list[str]
         [
             f"{row.title} ({plural(row.missing, 'image')} missing)" if row.missing else row.title,
             *(str(row.means[name]) if name in row.means else "" for name in shown),
-            *(f"{row.published[name]:.3f}" if name in row.published else "" for name in shown),
+            *(f"{row.published[name]:.3f}" if name in row.published else "" for name in published_of(measured)),
         ]
         for row in rows
     ]
