@@ -134,8 +134,10 @@ def _promote_if_no_worse(
     wanted = parse_margins(margins) or EvaluationConfig().margins
     summary = promote_if_no_worse(registry, reference, alias, output, wanted)
     out.print(escape(summary.describe()))
+    if summary.failure:
+        return EXIT_FAILED
     summary.print_details()
-    return EXIT_FAILED if summary.failure else 0
+    return 0
 
 
 def open_registry(uri: str, storage_block: str) -> "Registry":
