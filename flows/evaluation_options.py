@@ -7,7 +7,17 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ezigen.config import ConfigurationError
-from flows.option_sets import CLUSTER, INPUTS, MODEL, Accelerator, Address, Device, Model, StorageBlock, Wait
+from flows.option_sets import (
+    INPUTS,
+    Accelerator,
+    Adapters,
+    Address,
+    Device,
+    Model,
+    StorageBlock,
+    Wait,
+    Workers,
+)
 from flows.parameters import EvaluationParameters, build_evaluation_parameters
 
 BENCHMARK = "Benchmark"
@@ -66,14 +76,10 @@ class EvaluationOptions:
         Option(help="Measures faces as well: an ONNX file or a vision model.", rich_help_panel=BENCHMARK),
     ] = None
     model: Model = None
-    adapters: Annotated[
-        str | None, Option(help="Folder or s3:// prefix of published adapters.", rich_help_panel=MODEL)
-    ] = None
+    adapters: Adapters = None
     device: Device = None
     address: Address = None
-    workers: Annotated[
-        int | None, Option(help="Ray actors that hold a model; 0 fits the cluster.", rich_help_panel=CLUSTER)
-    ] = None
+    workers: Workers = None
     accelerator: Accelerator = None
     wait: Wait = None
     storage_block: StorageBlock = None

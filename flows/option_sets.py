@@ -18,6 +18,10 @@ Accelerator = Annotated[str | None, Option(help="auto, cpu or gpu.", rich_help_p
 Model = Annotated[
     str | None, Option(help='"mini" (shipped), a folder in diffusers format, or a hub id.', rich_help_panel=MODEL)
 ]
+Adapters = Annotated[str | None, Option(help="Folder or s3:// prefix of published adapters.", rich_help_panel=MODEL)]
+Workers = Annotated[
+    int | None, Option(help="Ray actors that hold a model; 0 fits the cluster.", rich_help_panel=CLUSTER)
+]
 Device = Annotated[str | None, Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)]
 NetworkDtype = Annotated[str | None, Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=MODEL)]
 Wait = Annotated[bool | None, Option("--wait", help="Wait while another run holds the output.", rich_help_panel=INPUTS)]

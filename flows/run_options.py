@@ -11,12 +11,14 @@ from flows.option_sets import (
     MODEL,
     SAMPLER,
     Accelerator,
+    Adapters,
     Address,
     Device,
     Model,
     NetworkDtype,
     StorageBlock,
     Wait,
+    Workers,
 )
 from flows.parameters import CatalogParameters, build_parameters
 
@@ -35,9 +37,7 @@ class RunOptions:
             rich_help_panel=MODEL,
         ),
     ] = None
-    adapters: Annotated[
-        str | None, Option(help="Folder or s3:// prefix of published adapters.", rich_help_panel=MODEL)
-    ] = None
+    adapters: Adapters = None
     image_encoder: Annotated[
         str | None, Option(help="The DINOv2 that decides when loops stop.", rich_help_panel=MODEL)
     ] = None
@@ -68,9 +68,7 @@ class RunOptions:
     guidance: Annotated[float | None, Option(help="Classifier-free guidance.", rich_help_panel=SAMPLER)] = None
     solver: Annotated[str | None, Option(help="ddim, ddpm or dpmpp_2m.", rich_help_panel=SAMPLER)] = None
     address: Address = None
-    workers: Annotated[
-        int | None, Option(help="Ray actors that hold a model; 0 fits the cluster.", rich_help_panel=CLUSTER)
-    ] = None
+    workers: Workers = None
     slots: Annotated[int | None, Option(help="Items that a worker denoises together.", rich_help_panel=CLUSTER)] = None
     accelerator: Accelerator = None
     allow_root: Annotated[

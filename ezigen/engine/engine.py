@@ -16,8 +16,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from ezigen.adapters.card import check_subject_encoder
-from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig, SubjectEncoderKind
+from ezigen.config import ErrorCode, ItemError, SamplerConfig, SubjectEncoderKind
 from ezigen.diffusion import NoiseSource
 from ezigen.engine.cache import Cache
 from ezigen.engine.counters import Counters
@@ -31,8 +30,9 @@ from ezigen.models.peak import peak_flops
 from ezigen.models.text import TextCondition
 from ezigen.sampling.autostop import latent_similarity, patch_similarity, stop_reason
 from ezigen.sampling.editing import begin_trajectory, make_background, prepare_edit
+from ezigen.sampling.needs import check_networks
 from ezigen.sampling.request import Request, Sample, StopReason
-from ezigen.sampling.subjects import check_features, check_subject_crop, fit_subject, prepare_subjects
+from ezigen.sampling.subjects import check_features, fit_subject, prepare_subjects
 
 logger = logging.getLogger(__name__)
 
@@ -94,21 +94,12 @@ class Engine:
     ) -> None:
         """on_call sees every network call before it is carried out; what it raises counts as the call's own error.
 
-        Raises ConfigurationError when the sampler needs adapters, an image encoder or OpenCV that is not there, or a
-        timestep of a subject encoder that knows none.
+        Raises ConfigurationError as `check_networks`.
         """
-        if networks.adapters is None and sampler.mode != "text_only":
-            raise ConfigurationError(f"mode {sampler.mode} needs an adapter; pass one, or use mode text_only")
-        if networks.stop_encoder is None and sampler.stops_by_image:
-            raise ConfigurationError(
-                "loops.stop similarity needs an image encoder (DINOv2 or CLIP); pass one, or use fixed loops or "
-                "loops.measure latent"
-            )
-        check_subject_crop(sampler)
-        self._encoder_kind: SubjectEncoderKind = "frozen"
-        if networks.adapters is not None:
-            self._encoder_kind = networks.adapters.subject_encoder_kind
-            check_subject_encoder(self._encoder_kind, sampler, "the adapter")
+        check_networks(sampler, networks.adapters, networks.stop_encoder)
+        self._encoder_kind: SubjectEncoderKind = (
+            "frozen" if networks.adapters is None else networks.adapters.subject_encoder_kind
+        )
         self.sampler = sampler
         self.stack = networks.stack
         self.limits = limits or EngineLimits()

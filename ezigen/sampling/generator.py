@@ -10,8 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ezigen.adapters.attach import AdapterSet, SubjectKV
-from ezigen.adapters.card import check_subject_encoder
-from ezigen.config import ConfigurationError, ErrorCode, ItemError, SamplerConfig
+from ezigen.config import ErrorCode, ItemError, SamplerConfig
 from ezigen.diffusion import CLEAN, NoiseSource
 from ezigen.images.canvas import Canvas
 from ezigen.models.exceptional import encode_exceptional
@@ -28,8 +27,9 @@ from ezigen.sampling.editing import (
     plan_inversion,
     prepare_edit,
 )
+from ezigen.sampling.needs import check_networks
 from ezigen.sampling.request import OnStep, Phase, Request, Sample, StepReport, StopReason
-from ezigen.sampling.subjects import check_subject_crop, combine_subjects, encode_subject, prepare_subjects
+from ezigen.sampling.subjects import combine_subjects, encode_subject, prepare_subjects
 from ezigen.subject import SubjectEncoder
 
 MAX_TEXTS = 256
@@ -77,19 +77,8 @@ class Generator:
         *,
         num_slots: int | None = None,
     ) -> None:
-        """Raises ConfigurationError when the sampler needs adapters, an image encoder or OpenCV that is not there, or a
-        timestep of a subject encoder that knows none.
-        """
-        if adapters is None and sampler.mode != "text_only":
-            raise ConfigurationError(f"mode {sampler.mode} needs an adapter; pass one, or use mode text_only")
-        if stop_encoder is None and sampler.stops_by_image:
-            raise ConfigurationError(
-                "loops.stop similarity needs an image encoder (DINOv2 or CLIP); pass one, or use fixed loops or "
-                "loops.measure latent"
-            )
-        check_subject_crop(sampler)
-        if adapters is not None:
-            check_subject_encoder(adapters.subject_encoder_kind, sampler, "the adapter")
+        """Raises ConfigurationError as `check_networks`."""
+        check_networks(sampler, adapters, stop_encoder)
         self.stack = stack
         self.sampler = sampler
         self._adapters = adapters

@@ -11,7 +11,7 @@ from PIL import Image
 from ezigen.config import ErrorCode, ItemError, SamplerConfig, SubjectEncoderKind
 from ezigen.diffusion import CLEAN
 from ezigen.images import Picture, fit_square
-from ezigen.images.faces import SUBJECT_MARGIN, crop_face, load_opencv
+from ezigen.images.faces import SUBJECT_MARGIN, crop_face
 from ezigen.images.picture import squash_square
 from ezigen.models.pixels import to_pixels
 from ezigen.sampling.request import Request
@@ -29,12 +29,6 @@ def check_subjects(request: Request) -> None:
     if request.mix and (min(request.mix) < 0 or not math.isclose(sum(request.mix), 1, abs_tol=1e-6)):
         message = f"{request.key}: mix is {request.mix}; shares are at least 0 and 1 together"
         raise ItemError(ErrorCode.ROW_INVALID, message)
-
-
-def check_subject_crop(sampler: SamplerConfig) -> None:
-    """Raises ConfigurationError where pictures are to be cropped to faces and nothing here finds any."""
-    if sampler.subject_crop == "face":
-        load_opencv()
 
 
 def prepare_subjects(request: Request, sampler: SamplerConfig, size_px: int) -> Request:

@@ -6,10 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import metadata
 from typing import Literal
-
-from markupsafe import Markup
 
 from ezigen.config import ErrorCode
 from ezigen.metrics.statistics import Interval
@@ -27,7 +24,7 @@ from tasks.evaluation.tables import (
 from tasks.reports.intervals import IntervalChart, IntervalLine, interval_chart, interval_ends
 from tasks.reports.overview import Fact, Number, ProgressPart
 from tasks.reports.remedies import explain
-from tasks.reports.rendering import ICON, content_policy, environment, template_text
+from tasks.reports.rendering import render, template_text
 from tasks.reports.wording import SCORE_NAMES, format_decimal, format_number, format_time, plural, score_name
 
 MAX_LINES = 40
@@ -122,29 +119,23 @@ class EvaluationPage:
 
 def render_evaluation(page: EvaluationPage) -> str:
     """The page's HTML; the same for the same evaluation."""
-    style, script = "".join(map(template_text, _STYLES)), "".join(map(template_text, _SCRIPTS))
-    return (
-        environment()
-        .get_template("evaluation.html.j2")
-        .render(
-            policy=content_policy(style, script, beside=False),
-            style=Markup(style),
-            script=Markup(script),
-            icon=ICON,
-            version=metadata.version("ezigen-pipeline"),
-            page=page,
-            headline=list(_headline(page)),
-            about=_about(page.benchmark),
-            progress=list(_progress(page)),
-            numbers=list(_numbers(page)),
-            facts=list(_facts(page)),
-            scale=list(_scale(page)),
-            tables=list(_tables(page)),
-            breakdowns=list(_breakdowns(page)) if page.closer else [],
-            worst=list(_worst(page.closer)) if page.closer else [],
-            reasons=list(_reasons(page.missing)),
-            listed=page.missing[:MAX_MISSING],
-        )
+    return render(
+        "evaluation.html.j2",
+        style=template_text(*_STYLES),
+        script=template_text(*_SCRIPTS),
+        beside=False,
+        page=page,
+        headline=list(_headline(page)),
+        about=_about(page.benchmark),
+        progress=list(_progress(page)),
+        numbers=list(_numbers(page)),
+        facts=list(_facts(page)),
+        scale=list(_scale(page)),
+        tables=list(_tables(page)),
+        breakdowns=list(_breakdowns(page)) if page.closer else [],
+        worst=list(_worst(page.closer)) if page.closer else [],
+        reasons=list(_reasons(page.missing)),
+        listed=page.missing[:MAX_MISSING],
     )
 
 

@@ -3,17 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
-
-from markupsafe import Markup
 
 from tasks.reports.charts import loops_chart, score_charts, seconds_chart, stop_shares, throughput_chart
 from tasks.reports.figures import Figures, RunFigures
 from tasks.reports.items import PageItems, Strip
 from tasks.reports.overview import describe_run, list_runs, list_settings, summarize
 from tasks.reports.remedies import EXPLANATIONS, explain
-from tasks.reports.rendering import ICON, content_policy, embed_json, environment, template_text
+from tasks.reports.rendering import embed_json, render, template_text
 from tasks.reports.survey import Survey
 from tasks.reports.wording import SCORE_NAMES, STOP_REASONS, format_number, format_time, plural
 from tasks.storage.run_record import RunRecord
@@ -34,30 +31,23 @@ def render_page(name: str, record: RunRecord | None, survey: Survey, items: Page
     figures = survey.figures
     run_figures = survey.latest_run(record)
     strips = items.strips()
-    style, script = template_text("report.css"), "".join(template_text(name) for name in _SCRIPTS)
     charts = [throughput_chart(run_figures), seconds_chart(figures), loops_chart(figures), *score_charts(figures)]
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            policy=content_policy(style, script),
-            style=Markup(style),
-            script=Markup(script),
-            icon=ICON,
-            version=metadata.version("ezigen-pipeline"),
-            made_at=format_time(datetime.now(UTC)),
-            run=describe_run(name, record, figures),
-            summary=summarize(record, figures, run_figures),
-            chart_list=[chart for chart in charts if chart],
-            charts_note=_charts_note(figures, run_figures),
-            stops=stop_shares(figures),
-            failures=_list_failures(figures),
-            settings=list_settings(record),
-            runs=list_runs(record),
-            omissions=_list_omissions(figures, items, strips),
-            data=embed_json(_page_data(record, items)),
-            strips=strips,
-        )
+    return render(
+        "report.html.j2",
+        style=template_text("report.css"),
+        script=template_text(*_SCRIPTS),
+        made_at=format_time(datetime.now(UTC)),
+        run=describe_run(name, record, figures),
+        summary=summarize(record, figures, run_figures),
+        chart_list=[chart for chart in charts if chart],
+        charts_note=_charts_note(figures, run_figures),
+        stops=stop_shares(figures),
+        failures=_list_failures(figures),
+        settings=list_settings(record),
+        runs=list_runs(record),
+        omissions=_list_omissions(figures, items, strips),
+        data=embed_json(_page_data(record, items)),
+        strips=strips,
     )
 
 

@@ -4,17 +4,15 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
-from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from tasks.reports.charts import Chart, Share, count_chart, value_chart
 from tasks.reports.figures import SparseBins
 from tasks.reports.overview import Fact, FactGroup, Number, ProgressPart, list_runs, list_settings
 from tasks.reports.refusals import explain_refusal
-from tasks.reports.rendering import ICON, content_policy, environment, template_text
+from tasks.reports.rendering import render, template_text
 from tasks.reports.wording import RUN_STATES, format_number, plural
 from tasks.storage.run_record import RunRecord
 
@@ -131,35 +129,28 @@ def make_strip(subject: bytes, mask: bytes, target: bytes | None, target_box: Se
 
 def render_card(card: PairsCard, record: RunRecord | None) -> str:
     """The page's HTML; the same for the same set and record."""
-    style, script = template_text("report.css"), template_text("charts.js") + "startCharts();\n"
     state = record.state if record else "unknown"
-    return (
-        environment()
-        .get_template("pairs_card.html.j2")
-        .render(
-            policy=content_policy(style, script),
-            style=Markup(style),
-            script=Markup(script),
-            icon=ICON,
-            version=metadata.version("ezigen-pipeline"),
-            card=card,
-            state=state,
-            state_title=RUN_STATES.get(state, "No run.json"),
-            message=record.message if record else "",
-            headline=list(_headline(card)),
-            progress=list(_progress(card)),
-            numbers=list(_numbers(card)),
-            charts=[chart for chart in _charts(card) if chart],
-            class_lists=[(source, _class_shares(source)) for source in card.sources if source.classes],
-            refusals=[(group, explain_refusal(group.reason)) for group in card.refusals],
-            omissions=[
-                (source, [(explain_refusal(reason), count) for reason, count in source.not_selected])
-                for source in card.sources
-                if source.not_selected
-            ],
-            settings=_settings(card, record),
-            runs=list_runs(record),
-        )
+    return render(
+        "pairs_card.html.j2",
+        style=template_text("report.css"),
+        script=template_text("charts.js") + "startCharts();\n",
+        card=card,
+        state=state,
+        state_title=RUN_STATES.get(state, "No run.json"),
+        message=record.message if record else "",
+        headline=list(_headline(card)),
+        progress=list(_progress(card)),
+        numbers=list(_numbers(card)),
+        charts=[chart for chart in _charts(card) if chart],
+        class_lists=[(source, _class_shares(source)) for source in card.sources if source.classes],
+        refusals=[(group, explain_refusal(group.reason)) for group in card.refusals],
+        omissions=[
+            (source, [(explain_refusal(reason), count) for reason, count in source.not_selected])
+            for source in card.sources
+            if source.not_selected
+        ],
+        settings=_settings(card, record),
+        runs=list_runs(record),
     )
 
 

@@ -4,7 +4,7 @@ import base64
 import functools
 import hashlib
 import json
-from importlib import resources
+from importlib import metadata, resources
 from typing import Any
 
 import jinja2
@@ -35,13 +35,29 @@ def environment() -> jinja2.Environment:
     return made
 
 
+def render(template: str, *, style: str, script: str, beside: bool = True, **values: Any) -> str:
+    """A page of its template: with its style, its script, a policy that lets nothing else run (`beside` as in
+    `content_policy`), and what every page says of itself.
+    """
+    page = environment().get_template(template)
+    return page.render(
+        policy=content_policy(style, script, beside=beside),
+        style=Markup(style),
+        script=Markup(script),
+        icon=ICON,
+        version=metadata.version("ezigen-pipeline"),
+        **values,
+    )
+
+
 def _percent(share: float, digits: int = 3) -> str:
     return f"{share * 100:.{digits}f}%"
 
 
-def template_text(name: str) -> str:
-    """A style sheet or script as it is."""
-    return resources.files("tasks.reports").joinpath("templates", name).read_text(encoding="utf-8")
+def template_text(*names: str) -> str:
+    """Style sheets or scripts as they are, one after the other."""
+    folder = resources.files("tasks.reports").joinpath("templates")
+    return "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
 
 
 def content_policy(style: str, script: str, *, beside: bool = True) -> str:

@@ -3,16 +3,14 @@
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup
 
 from tasks.reports.lines import Line, LineChart, Point, line_chart, single, thin
 from tasks.reports.overview import Fact, FactGroup, Number, ProgressPart, list_runs, list_settings
 from tasks.reports.pairs_card import SOURCE_NAMES
-from tasks.reports.rendering import ICON, content_policy, environment, template_text
+from tasks.reports.rendering import render, template_text
 from tasks.reports.wording import RUN_STATES, format_decimal, format_number, plural
 from tasks.storage.run_record import RunRecord
 
@@ -97,31 +95,23 @@ def loss_charts(run: TrainingRun) -> list[LineChart]:
 
 def render_training(run: TrainingRun, record: RunRecord | None) -> str:
     """The page's HTML; the same for the same run and record."""
-    style = template_text("report.css") + template_text("training.css")
-    script = template_text("charts.js") + template_text("training.js")
     state = record.state if record else "unknown"
-    return (
-        environment()
-        .get_template("training.html.j2")
-        .render(
-            policy=content_policy(style, script),
-            style=Markup(style),
-            script=Markup(script),
-            icon=ICON,
-            version=metadata.version("ezigen-pipeline"),
-            run=run,
-            state=state,
-            state_title=RUN_STATES.get(state, "No run.json"),
-            message=record.message if record else "",
-            headline=list(_headline(run)),
-            progress=list(_progress(run)),
-            numbers=list(_numbers(run, record)),
-            charts=[*loss_charts(run), *_more_charts(run)],
-            measured=[(step.step, _cells(step)) for step in reversed(run.measured)],
-            sheets=run.sheets,
-            settings=list(_settings(record)),
-            runs=list_runs(record),
-        )
+    return render(
+        "training.html.j2",
+        style=template_text("report.css", "training.css"),
+        script=template_text("charts.js", "training.js"),
+        run=run,
+        state=state,
+        state_title=RUN_STATES.get(state, "No run.json"),
+        message=record.message if record else "",
+        headline=list(_headline(run)),
+        progress=list(_progress(run)),
+        numbers=list(_numbers(run, record)),
+        charts=[*loss_charts(run), *_more_charts(run)],
+        measured=[(step.step, _cells(step)) for step in reversed(run.measured)],
+        sheets=run.sheets,
+        settings=list(_settings(record)),
+        runs=list_runs(record),
     )
 
 

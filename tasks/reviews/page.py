@@ -4,12 +4,10 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from markupsafe import Markup
 from PIL import Image
 
 from ezigen.config import ConfigurationError, ErrorCode, ItemError
@@ -18,7 +16,7 @@ from tasks.catalog.results import ResultRow, from_batch
 from tasks.catalog.rows import split_uris
 from tasks.reports.contact_sheet import split_strip
 from tasks.reports.pictures import choose_side, read_stored, read_subject, shrunk, subject_locations, to_page_uri
-from tasks.reports.rendering import ICON, content_policy, embed_json, environment, template_text
+from tasks.reports.rendering import embed_json, render, template_text
 from tasks.reports.report import output_name
 from tasks.reports.selection import Smallest, rank_values
 from tasks.reports.wording import SCORE_NAMES
@@ -174,22 +172,16 @@ def _read_subjects(row: ResultRow, locations: Locations | None) -> list[Image.Im
 
 
 def _render(output: RunOutput, items: _PageItems, reviews: Reviews) -> bytes:
-    style, script = "".join(map(template_text, _STYLES)), "".join(map(template_text, _SCRIPTS))
-    page = (
-        environment()
-        .get_template("review.html.j2")
-        .render(
-            policy=content_policy(style, script, beside=False),
-            style=Markup(style),
-            script=Markup(script),
-            icon=ICON,
-            version=metadata.version("ezigen-pipeline"),
-            name=output_name(output),
-            num_left_out=len(items.left_out),
-            max_note_chars=MAX_NOTE_CHARS,
-            data=embed_json(_page_data(output, items, reviews)),
-            pictures=items.pictures,
-        )
+    page = render(
+        "review.html.j2",
+        style=template_text(*_STYLES),
+        script=template_text(*_SCRIPTS),
+        beside=False,
+        name=output_name(output),
+        num_left_out=len(items.left_out),
+        max_note_chars=MAX_NOTE_CHARS,
+        data=embed_json(_page_data(output, items, reviews)),
+        pictures=items.pictures,
     )
     return page.encode()
 

@@ -4,11 +4,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 
-from markupsafe import Markup
-
-from tasks.reports.rendering import ICON, content_policy, embed_json, environment, template_text
+from tasks.reports.rendering import embed_json, render, template_text
 from tasks.studies.questions import Question
 
 _SCRIPTS = ("elements.js", "keeping.js", "study.js")
@@ -37,21 +34,15 @@ def render_study(cases: Sequence[PageCase], questions: Sequence[Question]) -> tu
     pictures = {f"subject-{case.name}-{place}": uri for case in cases for place, uri in enumerate(case.subjects)}
     pictures |= {f"image-{label}": uri for case in cases for label, uri in case.images.items()}
     digest = hashlib.sha256(json.dumps([data, pictures], sort_keys=True).encode()).hexdigest()[:32]
-    style, script = "".join(map(template_text, _STYLES)), "".join(map(template_text, _SCRIPTS))
-    page = (
-        environment()
-        .get_template("study.html.j2")
-        .render(
-            policy=content_policy(style, script, beside=False),
-            style=Markup(style),
-            script=Markup(script),
-            icon=ICON,
-            version=metadata.version("ezigen-pipeline"),
-            num_cases=len(cases),
-            num_questions=len(questions),
-            questions=[question.text for question in questions],
-            data=embed_json({"study": digest, **data}),
-            pictures=pictures,
-        )
+    page = render(
+        "study.html.j2",
+        style=template_text(*_STYLES),
+        script=template_text(*_SCRIPTS),
+        beside=False,
+        num_cases=len(cases),
+        num_questions=len(questions),
+        questions=[question.text for question in questions],
+        data=embed_json({"study": digest, **data}),
+        pictures=pictures,
     )
     return page.encode(), digest
