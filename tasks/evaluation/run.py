@@ -161,12 +161,14 @@ def plan_evaluation(
     """
     for table in tables:
         check_suited(table, benchmark)
+    _check_names(tables, others)
     lines = tuple(Variant(other.name, other.name, is_external=True) for other in others)
     chosen = tuple(replace(table, variants=(*table.variants, *lines)) for table in tables)
     inputs = CatalogInputs(
         catalog_uri=_write_catalog(output, benchmark),
         output_uri=output.uri("made"),
         allowed_roots=[*allowed_roots],
+        retry_failed=True,
         max_failed_share=1.0,
         max_previews=0,
     )
@@ -294,6 +296,14 @@ def check_suited(table: PaperTable, benchmark: Benchmark) -> None:
             f"table {table.name} is of {table.kind}, but benchmark {benchmark.name} is of {benchmark.kind}; choose "
             "another table or another benchmark"
         )
+
+
+def _check_names(tables: Sequence[PaperTable], others: Sequence[ExternalMethod]) -> None:
+    """Raises ConfigurationError for a method that is called as a line of ours: their images would be mixed up."""
+    taken = {variant.name for table in tables for variant in table.variants}
+    for other in others:
+        if other.name in taken:
+            raise ConfigurationError(f"images {other.name}: this is the name of a variant; choose another name")
 
 
 def _variants(tables: Sequence[PaperTable]) -> list[Variant]:

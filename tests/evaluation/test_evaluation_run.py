@@ -41,10 +41,10 @@ class Evaluation:
         self.benchmark, self.output = read_benchmark(config), OutputFolder(str(output))
         self._folder = benchmark_folder
 
-    def plan(self, table=TABLE, images=None):
+    def plan(self, table=TABLE, images=None, name="other"):
         prints = model_fingerprint("mini"), adapter_fingerprint("auto", "mini")
         method = Method("shipped", ModelConfig(), SAMPLER, *prints, image_size_px=64)
-        others = [read_external("other", str(images), self.benchmark)] if images else []
+        others = [read_external(name, str(images), self.benchmark)] if images else []
         return plan_evaluation(
             method, self.output, self.benchmark, [table], allowed_roots=[str(self._folder)], others=others
         )
@@ -160,6 +160,13 @@ def test_a_damaged_score_file_is_named(copy):
 def test_a_table_of_another_kind_is_refused(folder, tmp_path):
     with pytest.raises(ConfigurationError, match="table editing is of editing, but benchmark mini-dreambench"):
         Evaluation(folder / "benchmark", tmp_path / "out").plan(EDITING)
+
+
+def test_another_method_must_not_be_called_as_one_of_our_lines(copy, tmp_path):
+    case = copy.benchmark.cases[0]
+    OutputFolder(str(tmp_path / "others")).write(f"{case.case_id}.png", encode_png(Image.new("RGB", (64, 64))))
+    with pytest.raises(ConfigurationError, match="images text_only: this is the name of a variant"):
+        copy.plan(images=tmp_path / "others", name="text_only")
 
 
 def test_encoders_that_are_not_there_are_told(tmp_path, monkeypatch):
