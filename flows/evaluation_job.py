@@ -17,8 +17,10 @@ from tasks.reports.wording import format_decimal, plural, score_name
 from tasks.storage import Locations, OutputFolder
 
 if TYPE_CHECKING:
+    from ezigen.config import SamplerConfig
     from tasks.catalog.progress import Progress
-    from tasks.evaluation.run import EvaluationPlan
+    from tasks.evaluation.paper import PaperTable
+    from tasks.evaluation.run import EncoderAdapter, EvaluationPlan, Part
     from tasks.evaluation.tables import MeasuredTable
 
 BENCHMARK_FOLDER = "benchmark"
@@ -103,9 +105,8 @@ class EvaluationJob(Job):
             return f"{self._reference}: {why}, so the last measurement of training is shown"
         self._plan = plan = self._make_plan()
         self._num_made = max(self._num_made, plan.num_images)
-        subset = f" ({plan.benchmark.subset})" if plan.benchmark.subset else ""
         to_do = f"{plural(plan.num_images, 'image')} to make, {plan.num_cases - plan.num_images:,} made before"
-        return f"{self._reference}, {plan.benchmark.name}{subset}: {to_do}"
+        return f"{self._reference}, {' and '.join(map(_describe, plan.parts))}: {to_do}"
 
     def work(self, on_progress: Callable[[RunProgress], None]) -> None:
         """Makes and measures the images that are missing; see Job."""
@@ -144,7 +145,7 @@ class EvaluationJob(Job):
         plan = self._plan
         return EvaluationSummary(
             reference=self._reference,
-            benchmark="" if plan is None else plan.benchmark.name,
+            benchmark="" if plan is None else plan.parts[0].benchmark.name,
             tables=self.tables,
             training_metrics=self._training_metrics,
             num_made=self._num_made,
@@ -153,34 +154,73 @@ class EvaluationJob(Job):
         )
 
     def _make_plan(self) -> "EvaluationPlan":
-        from ezigen.config import CatalogInputs, ClusterConfig
-        from flows.planning import pin_adapter, read_fingerprints, read_image_size
-        from tasks.evaluation import read_benchmark
+        from flows.planning import read_image_size
+        from tasks.evaluation import read_benchmarks
         from tasks.evaluation.external import read_external
-        from tasks.evaluation.paper import TABLES
         from tasks.evaluation.run import Method, plan_evaluation
+        from tasks.features.model_shape import ModelShape
 
         wanted, inputs = self.parameters, self.parameters.inputs
         config = wanted.evaluation.benchmark
         if not config.folder_uri:
             config = config.model_copy(update={"folder_uri": self.output.uri(BENCHMARK_FOLDER)})
-        benchmark = read_benchmark(config, self._locations)
+        tables = _choose_tables(wanted)
+        benchmarks = read_benchmarks(config, [table.kind for table in tables], self._locations)
+        sampler = wanted.evaluation.sampler(wanted.model.model)
+        model, model_fingerprint, adapter_fingerprint = self._pin(inputs.adapter, sampler)
+        method = Method(
+            folder_name(self._reference),
+            model,
+            sampler,
+            model_fingerprint,
+            adapter_fingerprint,
+            read_image_size(model.model),
+            ModelShape.of(model.model).cost.unet_flop,
+            {name: self._pin_encoder(name, adapter, sampler) for name, adapter in inputs.encoders.items()},
+        )
+        others = {
+            benchmark.name: [
+                read_external(name, uri, benchmark, self._locations) for name, uri in inputs.images.items()
+            ]
+            for benchmark in benchmarks
+        }
+        return plan_evaluation(
+            method, self.output, benchmarks, tables, allowed_roots=[config.folder_uri], others=others
+        )
+
+    def _pin(self, adapter: str, sampler: "SamplerConfig") -> "tuple[ModelConfig, str, str]":
+        """The model with an adapter that later promotions do not change, and the fingerprints of both."""
+        from ezigen.config import CatalogInputs, ClusterConfig
+        from flows.planning import pin_adapter, read_fingerprints
+
+        wanted, inputs = self.parameters, self.parameters.inputs
         model = ModelConfig(
             model=wanted.model.model,
             device=wanted.model.device,
             dtype=wanted.model.dtype,
-            adapter=inputs.adapter,
+            adapter=adapter,
             adapters_uri=inputs.adapters_uri,
             face_encoder=wanted.evaluation.face_encoder,
         )
-        sampler = wanted.evaluation.sampler(model.model)
         catalog = CatalogInputs(catalog_uri="-", output_uri=inputs.output_uri)
         named = pin_adapter(CatalogParameters(catalog, model, sampler, ClusterConfig()), self._storage_options)
-        prints = read_fingerprints(named, self._storage_options)
-        method = Method(folder_name(self._reference), named.model, sampler, *prints, read_image_size(model.model))
-        tables = [TABLES[name] for name in wanted.evaluation.tables]
-        others = [read_external(name, uri, benchmark, self._locations) for name, uri in inputs.images.items()]
-        return plan_evaluation(method, self.output, benchmark, tables, allowed_roots=[config.folder_uri], others=others)
+        return named.model, *read_fingerprints(named, self._storage_options)
+
+    def _pin_encoder(self, name: str, adapter: str, sampler: "SamplerConfig") -> "EncoderAdapter":
+        """An adapter for the lines of a subject encoder. Raises ConfigurationError if it was trained with another."""
+        from ezigen.adapters.card import read_card
+        from tasks.adapters import local_adapter
+        from tasks.evaluation.run import EncoderAdapter
+
+        model, _, fingerprint = self._pin(adapter, sampler)
+        folder = local_adapter(model.adapter, model.model, model.adapters_uri, self._locations)
+        known = "none" if folder is None else read_card(folder).subject_encoder
+        if known != name.removesuffix("_adaptive"):
+            raise ConfigurationError(
+                f"inputs.encoders {name}: adapter {adapter} was trained with subject encoder {known}; give one of "
+                f"training.subject_encoder={name.removesuffix('_adaptive')}"
+            )
+        return EncoderAdapter(model, fingerprint)
 
     def _why_not(self) -> str:
         """Why nothing can be measured, or ""."""
@@ -196,17 +236,28 @@ def check_early(parameters: EvaluationParameters) -> None:
     Raises ConfigurationError. What needs keys in a Prefect block is looked at later, when there is a server.
     """
     from ezigen.models import model_fingerprint
-    from tasks.evaluation import read_benchmark
-    from tasks.evaluation.paper import TABLES
+    from tasks.evaluation import read_benchmarks
     from tasks.evaluation.run import check_suited
 
     model_fingerprint(parameters.model.model)
+    tables = _choose_tables(parameters)
     config = parameters.evaluation.benchmark
     if config.is_miniature or parameters.inputs.storage_block:
         return
-    benchmark = read_benchmark(config, Locations())
-    for name in parameters.evaluation.tables:
-        check_suited(TABLES[name], benchmark)
+    check_suited(tables, read_benchmarks(config, [table.kind for table in tables], Locations()))
+
+
+def _choose_tables(parameters: EvaluationParameters) -> "tuple[PaperTable, ...]":
+    from tasks.evaluation.paper import choose_tables
+
+    wanted = parameters.evaluation
+    return choose_tables(wanted.tables, wanted.benchmark.kind, parameters.inputs.encoders)
+
+
+def _describe(part: "Part") -> str:
+    """mini-dreambench (4 of 20 prompts)."""
+    benchmark = part.benchmark
+    return f"{benchmark.name} ({benchmark.subset})" if benchmark.subset else benchmark.name
 
 
 def folder_name(reference: str) -> str:

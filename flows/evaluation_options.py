@@ -35,14 +35,16 @@ class EvaluationOptions:
         str | None,
         Option(
             metavar="NAME,...",
-            help="adapter, dreambench, editing, modes, t_sub, people, loops: several with commas between them.",
+            help="adapter, dreambench, editing, modes, t_sub, encoders, people, loops, or all: several with commas "
+            "between them.",
             rich_help_panel=BENCHMARK,
         ),
     ] = None
     benchmark: Annotated[
         str | None,
         Option(
-            help="dreambench, dreamedit, people, own, or mini-dreambench, mini-dreamedit, mini-people.",
+            help="dreambench, dreamedit, people, own, or mini-dreambench, mini-dreamedit, mini-people; mini: for each "
+            "table the one of these that it needs.",
             rich_help_panel=BENCHMARK,
         ),
     ] = None
@@ -51,6 +53,15 @@ class EvaluationOptions:
     ] = None
     prompts: Annotated[
         str | None, Option(metavar="FILE", help="Of people and own: a prompt per line.", rich_help_panel=BENCHMARK)
+    ] = None
+    encoder: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=ADAPTER",
+            help="An adapter that was trained with another subject encoder (trained, trained_adaptive, dino, clip), "
+            "for tables t_sub and encoders; repeat it.",
+            rich_help_panel=BENCHMARK,
+        ),
     ] = None
     images: Annotated[
         list[str] | None,
@@ -100,7 +111,8 @@ class EvaluationOptions:
                 "adapter": self.adapter,
                 "adapters_uri": self.adapters,
                 "output_uri": self.output,
-                "images": _named(self.images or ()),
+                "encoders": _named("--encoder", "ADAPTER", self.encoder or ()),
+                "images": _named("--images", "LOCATION", self.images or ()),
                 "if_busy": "wait" if self.wait else None,
                 "storage_block": self.storage_block,
             },
@@ -122,12 +134,12 @@ class EvaluationOptions:
         )
 
 
-def _named(texts: Sequence[str]) -> dict[str, str]:
+def _named(option: str, what: str, texts: Sequence[str]) -> dict[str, str]:
     """NAME=LOCATION as name and location. Raises ConfigurationError."""
     named = {}
     for text in texts:
         name, _, location = text.partition("=")
         if not name or not location or name in named:
-            raise ConfigurationError(f"--images {text!r}: write NAME=LOCATION, each name once")
+            raise ConfigurationError(f"{option} {text!r}: write NAME={what}, each name once")
         named[name] = location
     return named

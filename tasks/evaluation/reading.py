@@ -1,10 +1,11 @@
 """A benchmark's folder, whatever its layout, as cases."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ezigen.config import BenchmarkConfig, ItemError
+from ezigen.config.benchmark import BenchmarkKind
 from tasks.catalog.rows import MAX_SUBJECTS, derive_seed, parse_row
-from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase, Kind, digest_cases, to_row
+from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase, Kind, digest_cases, kind_of, to_row
 from tasks.evaluation.editing import read_dreamedit
 from tasks.evaluation.folder import BenchmarkFolder, Contents, Scene, Subject
 from tasks.evaluation.generation import PEOPLE_CLASSES, read_dreambench, read_own, read_people
@@ -12,7 +13,21 @@ from tasks.evaluation.miniature import write_miniature
 from tasks.evaluation.prompts import CLASS_FIELD
 from tasks.storage.locations import Locations
 
-_KINDS: dict[str, Kind] = {"dreamedit": "editing", "people": "people"}
+_MINIATURES: dict[Kind, BenchmarkKind] = {
+    "generation": "mini-dreambench",
+    "editing": "mini-dreamedit",
+    "people": "mini-people",
+}
+
+
+def read_benchmarks(
+    config: BenchmarkConfig, kinds: Iterable[Kind], locations: Locations | None = None
+) -> tuple[Benchmark, ...]:
+    """The benchmark that is configured; of "mini" the miniatures of these kinds. See `read_benchmark`."""
+    if config.kind != "mini":
+        return (read_benchmark(config, locations),)
+    names = [_MINIATURES[kind] for kind in dict.fromkeys(kinds)]
+    return tuple(read_benchmark(config.model_copy(update={"kind": name}), locations) for name in names)
 
 
 def read_benchmark(config: BenchmarkConfig, locations: Locations | None = None) -> Benchmark:
@@ -32,7 +47,7 @@ def read_benchmark(config: BenchmarkConfig, locations: Locations | None = None) 
     needed = dict.fromkeys(path for subject, scenes in contents for path in _paths(subject, scenes))
     hashes = folder.hash_pictures(list(needed))
     folder.check()
-    kind = _KINDS.get(config.kind.removeprefix("mini-"), "generation")
+    kind = kind_of(config.kind)
     cases = tuple(_make_cases(folder, contents, config, kind))
     for index, case in enumerate(cases):
         _check_case(folder, index, case)

@@ -1,6 +1,6 @@
 """An evaluation from a benchmark to tables: images of every variant by catalog runs, their scores, one row per image.
 
-In the output folder: catalog-<digest>.jsonl (the benchmark's cases), made/ (an ordinary catalog output, shared by all
+In the output folder: catalog-<digest>.jsonl (a benchmark's cases), made/ (an ordinary catalog output, shared by all
 variants and adapters: what two of them have in common is made once), scores/ (see `tasks.evaluation.scoring`), and
 for every evaluated adapter a folder with images.parquet (a row per variant and case), tables/, sheets/ and
 evaluation.html. Running again makes and measures what is missing.
@@ -26,7 +26,7 @@ from tasks.cluster import Cluster, connect, plan_workers
 from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase, catalog_rows
 from tasks.evaluation.external import ExternalMethod, FoundImage
 from tasks.evaluation.gate import FACTS_FILE, IMAGES_FILE
-from tasks.evaluation.paper import PaperTable, Variant
+from tasks.evaluation.paper import PaperTable, Variant, makeable
 from tasks.evaluation.printing import to_csv, to_latex, to_markdown
 from tasks.evaluation.scoring import Scored, ScoreJob, ScoreWork, encoders_digest, make_shards, read_scores, score_key
 from tasks.evaluation.sheet import ShownCase, draw_table
@@ -42,11 +42,13 @@ from tasks.storage.run_record import now_text
 logger = logging.getLogger(__name__)
 
 PAGE_FILE = "evaluation.html"
+MARKDOWN_FILE = "evaluation.md"
 JUDGED = "mini-dreambench"
 """The benchmark whose truth is known."""
 
 IMAGES_SCHEMA = pa.schema(
     [
+        pa.field("benchmark", pa.string(), nullable=False),
         pa.field("variant", pa.string(), nullable=False),
         pa.field("case_id", pa.string(), nullable=False),
         pa.field("subject_id", pa.string(), nullable=False),
@@ -59,7 +61,7 @@ IMAGES_SCHEMA = pa.schema(
         pa.field("scores", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("error", pa.string(), nullable=False),
     ],
-    metadata={"ezigen.schema": "evaluation/1"},
+    metadata={"ezigen.schema": "evaluation/2"},
 )
 
 
@@ -77,6 +79,25 @@ class Method:
     model_fingerprint: str
     adapter_fingerprint: str
     image_size_px: int
+    unet_flop: float
+    """Floating-point operations of one UNet evaluation, as `ezigen.models.flop` counts them."""
+    encoders: Mapping[str, "EncoderAdapter"] = field(default_factory=dict)
+    """Adapters that were trained with another subject encoder, by `Variant.encoder`."""
+
+    def adapted(self, variant: Variant) -> tuple[ModelConfig, str]:
+        """The model with the adapter that a variant takes, and the adapter's fingerprint."""
+        if not variant.encoder:
+            return self.model, self.adapter_fingerprint
+        other = self.encoders[variant.encoder]
+        return other.model, other.fingerprint
+
+
+@dataclass(frozen=True)
+class EncoderAdapter:
+    """An adapter that was trained with another subject encoder: the model that takes it, and its fingerprint."""
+
+    model: ModelConfig
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -84,6 +105,7 @@ class PlannedVariant:
     """A variant, the run that makes its images, and the item_key of every case."""
 
     variant: Variant
+    model: ModelConfig
     sampler: SamplerConfig
     inputs: CatalogInputs
     plan: CatalogPlan
@@ -91,10 +113,9 @@ class PlannedVariant:
 
 
 @dataclass(frozen=True)
-class EvaluationPlan:
-    """What an evaluation would do."""
+class Part:
+    """What is evaluated on one benchmark."""
 
-    method: Method
     benchmark: Benchmark
     tables: tuple[PaperTable, ...]
     variants: tuple[PlannedVariant, ...]
@@ -104,14 +125,14 @@ class EvaluationPlan:
     """Other methods, each a line more in every table."""
 
     @property
-    def num_cases(self) -> int:
-        """Images that the evaluation has in all."""
-        return len(self.variants) * len(self.benchmark.cases)
-
-    @property
     def judges(self) -> bool:
         """Whether the world's judge measures, too."""
         return self.benchmark.name == JUDGED
+
+    @property
+    def num_cases(self) -> int:
+        """Images that this part has in all."""
+        return len(self.variants) * len(self.benchmark.cases)
 
     @property
     def num_images(self) -> int:
@@ -120,9 +141,33 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation would do."""
+
+    method: Method
+    parts: tuple[Part, ...]
+
+    @property
+    def num_cases(self) -> int:
+        """Images that the evaluation has in all."""
+        return sum(part.num_cases for part in self.parts)
+
+    @property
+    def num_images(self) -> int:
+        """Images that are to be made."""
+        return sum(part.num_images for part in self.parts)
+
+    @property
+    def variants(self) -> tuple[PlannedVariant, ...]:
+        """Of all parts."""
+        return tuple(one for part in self.parts for one in part.variants)
+
+
+@dataclass(frozen=True)
 class Row:
     """A case in a variant: its image, what making it cost if it was made here, and its scores."""
 
+    benchmark: str
     variant: str
     case: BenchmarkCase
     image: FoundImage | None = None
@@ -148,19 +193,36 @@ class Hooks:
 def plan_evaluation(
     method: Method,
     output: OutputFolder,
-    benchmark: Benchmark,
+    benchmarks: Sequence[Benchmark],
     tables: Sequence[PaperTable],
     *,
     allowed_roots: Sequence[str],
-    others: Sequence[ExternalMethod] = (),
+    others: Mapping[str, Sequence[ExternalMethod]] | None = None,
 ) -> EvaluationPlan:
-    """Decides what is to be made. Writes the benchmark's cases as a catalog, and nothing else.
+    """Decides what is to be made. Writes the benchmarks' cases as catalogs, and nothing else.
 
-    allowed_roots: where the benchmark's pictures lie. Raises ConfigurationError for a table of another kind of
-    benchmark, or for encoders that are not there.
+    benchmarks: one of every kind that the tables are of. allowed_roots: where their pictures lie. others: by the
+    benchmark's name. Raises ConfigurationError for a table without a benchmark of its kind, or for encoders that are
+    not there.
     """
-    for table in tables:
-        check_suited(table, benchmark)
+    check_suited(tables, benchmarks)
+    parts = []
+    for benchmark in benchmarks:
+        own = [makeable(table, method.encoders) for table in tables if table.kind == benchmark.kind]
+        if own:
+            lines = (others or {}).get(benchmark.name, ())
+            parts.append(_plan_part(method, output, benchmark, own, allowed_roots, lines))
+    return EvaluationPlan(method, tuple(parts))
+
+
+def _plan_part(
+    method: Method,
+    output: OutputFolder,
+    benchmark: Benchmark,
+    tables: Sequence[PaperTable],
+    allowed_roots: Sequence[str],
+    others: Sequence[ExternalMethod],
+) -> Part:
     _check_names(tables, others)
     lines = tuple(Variant(other.name, other.name, is_external=True) for other in others)
     chosen = tuple(replace(table, variants=(*table.variants, *lines)) for table in tables)
@@ -175,17 +237,18 @@ def plan_evaluation(
     planned = []
     for variant in _variants(chosen):
         sampler = variant.sampler(method.sampler)
+        model, fingerprint = method.adapted(variant)
         plan = plan_catalog(
             inputs,
             sampler,
             method.model_fingerprint,
-            method.adapter_fingerprint,
+            fingerprint,
             storage_options=output.locations.storage_options,
             image_size_px=method.image_size_px,
         )
-        planned.append(PlannedVariant(variant, sampler, inputs, plan, dict(plan.keys())))
+        planned.append(PlannedVariant(variant, model, sampler, inputs, plan, dict(plan.keys())))
     encoders = encoders_digest(method.model, judges=benchmark.name == JUDGED)
-    return EvaluationPlan(method, benchmark, chosen, tuple(planned), encoders, tuple(others))
+    return Part(benchmark, chosen, tuple(planned), encoders, tuple(others))
 
 
 def run_evaluation(
@@ -201,12 +264,12 @@ def run_evaluation(
     if plan.num_images or _unmeasured(plan, output):
         with connect(cluster) as ray_cluster:
             for one in plan.variants:
-                _make(one, plan.method.model, cluster, ray_cluster, hooks)
+                _make(one, cluster, ray_cluster, hooks)
             _measure(plan, output, cluster, ray_cluster, hooks)
     if hooks.stop.is_set():
         return ()
     hooks.check()
-    rows = tuple(_rows(plan, output))
+    rows = tuple(row for part in plan.parts for row in _rows(part, output))
     output.write(f"{plan.method.name}/{IMAGES_FILE}", _to_parquet(rows, output))
     tables = _write_tables(plan, rows, output)
     output.write(f"{plan.method.name}/{FACTS_FILE}", _facts(plan))
@@ -214,42 +277,59 @@ def run_evaluation(
 
 
 def _write_tables(plan: EvaluationPlan, rows: Sequence[Row], output: OutputFolder) -> tuple[MeasuredTable, ...]:
-    """Computes the tables from rows and stores each as Markdown, CSV and LaTeX, with a sheet of its images, and the
-    page of all.
+    """Computes the tables from rows and stores each as Markdown, CSV and LaTeX, with a sheet of its images, all of them
+    in one Markdown file, and the page.
     """
-    images = [
-        ScoredImage(row.variant, row.case.case_id, row.case.subject_id, row.case.prompt_id, _all_scores(row))
-        for row in rows
-        if row.scored.scores
-    ]
-    measured = tuple(measure_table(table, images, len(plan.benchmark.cases)) for table in plan.tables)
     pictures = _pictures(plan, output)
-    shown = []
-    for one in measured:
-        for suffix, write in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
-            output.write(f"{plan.method.name}/tables/{one.table.name}.{suffix}", write(one).encode())
-        drawn = draw_table(one, _shown(one, rows), pictures)
-        sheet = None if drawn is None else to_jpeg(drawn)
-        if sheet is not None:
-            output.write(f"{plan.method.name}/sheets/{one.table.name}.jpg", sheet)
-        shown.append(PageTable(one, sheet))
-    cases = {case.case_id: case for case in plan.benchmark.cases}
-    uris = {(row.variant, row.case.case_id): row.image.uri for row in rows if row.image is not None}
-    closer = look_closer(plan.tables[0], images, cases, uris, pictures)
+    shown: list[PageTable] = []
+    closer = None
+    for part in plan.parts:
+        own = [row for row in rows if row.benchmark == part.benchmark.name]
+        images = [
+            ScoredImage(
+                row.variant,
+                row.case.case_id,
+                row.case.subject_id,
+                row.case.prompt_id,
+                _all_scores(row, plan.method.unet_flop),
+            )
+            for row in own
+            if row.scored.scores
+        ]
+        for table in part.tables:
+            measured = measure_table(table, images, len(part.benchmark.cases))
+            drawn = draw_table(measured, _shown(measured, own), pictures)
+            shown.append(PageTable(measured, None if drawn is None else to_jpeg(drawn)))
+        if closer is None:
+            cases = {case.case_id: case for case in part.benchmark.cases}
+            uris = {(row.variant, row.case.case_id): row.image.uri for row in own if row.image is not None}
+            closer = look_closer(part.tables[0], images, cases, uris, pictures)
+    for one in shown:
+        _store_table(one, plan.method.name, output)
+    tables = tuple(one.measured for one in shown)
+    output.write(f"{plan.method.name}/{MARKDOWN_FILE}", "\n".join(map(to_markdown, tables)).encode())
     page = replace(_describe(plan, rows), tables=tuple(shown), closer=closer)
     output.write(f"{plan.method.name}/{PAGE_FILE}", render_evaluation(page).encode())
-    return measured
+    return tables
+
+
+def _store_table(shown: PageTable, name: str, output: OutputFolder) -> None:
+    table = shown.measured.table.name
+    for suffix, write in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
+        output.write(f"{name}/tables/{table}.{suffix}", write(shown.measured).encode())
+    if shown.sheet is not None:
+        output.write(f"{name}/sheets/{table}.jpg", shown.sheet)
 
 
 def _describe(plan: EvaluationPlan, rows: Sequence[Row]) -> EvaluationPage:
     """The page without its tables."""
-    titles = {variant.name: variant.title for table in plan.tables for variant in table.variants}
+    titles = {variant.name: variant.title for part in plan.parts for table in part.tables for variant in table.variants}
     made_at = [row.made.finished_at for row in rows if row.made is not None and row.made.image_uri]
     return EvaluationPage(
         name=plan.method.name,
         model=plan.method.model.model,
         adapter_fingerprint=plan.method.adapter_fingerprint,
-        benchmark=plan.benchmark,
+        benchmarks=tuple(part.benchmark for part in plan.parts),
         num_images=len(rows),
         tables=(),
         missing=tuple(
@@ -264,7 +344,7 @@ def _describe(plan: EvaluationPlan, rows: Sequence[Row]) -> EvaluationPage:
 
 def _shown(measured: MeasuredTable, rows: Sequence[Row]) -> list[ShownCase]:
     """The cases with an image of every line of a table, in order."""
-    lines = [variant.name for variant in measured.table.variants if variant.is_shown]
+    lines = [variant.name for variant in measured.table.variants]
     by_case: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row.image is not None:
@@ -282,20 +362,22 @@ def _shown(measured: MeasuredTable, rows: Sequence[Row]) -> list[ShownCase]:
 def _pictures(plan: EvaluationPlan, output: OutputFolder) -> Locations:
     """How the benchmark's pictures and all images are reached."""
     locations = plan.variants[0].plan.catalog.locations
-    roots = (output.root_uri, *(other.root_uri for other in plan.others))
+    roots = (output.root_uri, *(other.root_uri for part in plan.parts for other in part.others))
     return replace(locations, allowed_roots=(*locations.allowed_roots, *roots))
 
 
 # ---- the plan
 
 
-def check_suited(table: PaperTable, benchmark: Benchmark) -> None:
-    """Raises ConfigurationError for a table of another kind of benchmark."""
-    if table.kind != benchmark.kind:
-        raise ConfigurationError(
-            f"table {table.name} is of {table.kind}, but benchmark {benchmark.name} is of {benchmark.kind}; choose "
-            "another table or another benchmark"
-        )
+def check_suited(tables: Sequence[PaperTable], benchmarks: Sequence[Benchmark]) -> None:
+    """Raises ConfigurationError for a table without a benchmark of its kind."""
+    for table in tables:
+        if table.kind not in {benchmark.kind for benchmark in benchmarks}:
+            known = " and ".join(f"{benchmark.name} is of {benchmark.kind}" for benchmark in benchmarks)
+            raise ConfigurationError(
+                f"table {table.name} is of {table.kind}, but benchmark {known}; choose another table or another "
+                "benchmark"
+            )
 
 
 def _check_names(tables: Sequence[PaperTable], others: Sequence[ExternalMethod]) -> None:
@@ -308,9 +390,8 @@ def _check_names(tables: Sequence[PaperTable], others: Sequence[ExternalMethod])
 
 def _variants(tables: Sequence[PaperTable]) -> list[Variant]:
     """Every variant once that the evaluated adapter can make."""
-    shown = (variant for table in tables for variant in table.variants if variant.is_shown)
-    named = {variant.name: variant for variant in shown if not variant.is_external}
-    return list(named.values())
+    own = (variant for table in tables for variant in table.variants if not variant.is_external)
+    return list({variant.name: variant for variant in own}.values())
 
 
 def _write_catalog(output: OutputFolder, benchmark: Benchmark) -> str:
@@ -323,7 +404,7 @@ def _write_catalog(output: OutputFolder, benchmark: Benchmark) -> str:
 # ---- the work
 
 
-def _make(one: PlannedVariant, model: ModelConfig, cluster: ClusterConfig, connected: Cluster, hooks: Hooks) -> None:
+def _make(one: PlannedVariant, cluster: ClusterConfig, connected: Cluster, hooks: Hooks) -> None:
     if hooks.stop.is_set() or not (one.plan.counts.to_do or one.plan.counts.refused):
         return
     logger.info("%s: %d images to make", one.variant.title, one.plan.counts.to_do)
@@ -331,7 +412,7 @@ def _make(one: PlannedVariant, model: ModelConfig, cluster: ClusterConfig, conne
         one.plan,
         RunOutput(one.inputs.output_uri, one.plan.catalog.locations),
         inputs=one.inputs,
-        model=model,
+        model=one.model,
         sampler=one.sampler,
         cluster=cluster,
         lease=hooks.lease,
@@ -353,7 +434,6 @@ def _measure(
         shards,
         plan.method.model.model_copy(update={"device": workers.device}),
         _pictures(plan, output),
-        judges=plan.judges,
         num_threads=workers.num_threads,
     )
 
@@ -369,41 +449,43 @@ def _unmeasured(plan: EvaluationPlan, output: OutputFolder) -> list[ScoreJob]:
     """The images that are there and were not measured, or could not be: what was in the way may have gone."""
     measured = {key for key, scored in read_scores(output).items() if not scored.error}
     return [
-        ScoreJob(key, row.case, row.image.uri, row.image.sha256)
-        for row in _look(plan, output)
-        if row.image is not None and (key := _key(plan, row, row.image)) not in measured
+        ScoreJob(key, row.case, row.image.uri, row.image.sha256, judged=part.judges)
+        for part in plan.parts
+        for row in _look(part, output)
+        if row.image is not None and (key := _key(part, row, row.image)) not in measured
     ]
 
 
-def _look(plan: EvaluationPlan, output: OutputFolder) -> Iterator[Row]:
+def _look(part: Part, output: OutputFolder) -> Iterator[Row]:
     """Every variant and every other method with every case, and the image that is there; nothing of scores."""
     made = RunOutput(output.uri("made"), output.locations)
-    wanted = {key for one in plan.variants for key in one.keys.values()}
+    name = part.benchmark.name
+    wanted = {key for one in part.variants for key in one.keys.values()}
     stored = {row.item_key: row for row in ResultsLedger(made).rows() if row.item_key in wanted}
-    for one in plan.variants:
-        for case in plan.benchmark.cases:
+    for one in part.variants:
+        for case in part.benchmark.cases:
             row = stored.get(one.keys.get(case.case_id, ""))
             image = None
             if row is not None and row.image_uri and row.image_sha256:
                 image = FoundImage(made.uri(row.image_uri), row.image_sha256)
-            yield Row(one.variant.name, case, image, row)
-    for other in plan.others:
-        for case in plan.benchmark.cases:
-            yield Row(other.name, case, other.images.get(case.case_id))
+            yield Row(name, one.variant.name, case, image, row)
+    for other in part.others:
+        for case in part.benchmark.cases:
+            yield Row(name, other.name, case, other.images.get(case.case_id))
 
 
-def _key(plan: EvaluationPlan, row: Row, image: FoundImage) -> str:
-    return score_key(row.case, image.sha256, benchmark=plan.benchmark.digest, encoders=plan.encoders)
+def _key(part: Part, row: Row, image: FoundImage) -> str:
+    return score_key(row.case, image.sha256, benchmark=part.benchmark.digest, encoders=part.encoders)
 
 
 # ---- the rows
 
 
-def _rows(plan: EvaluationPlan, output: OutputFolder) -> Iterator[Row]:
+def _rows(part: Part, output: OutputFolder) -> Iterator[Row]:
     known = read_scores(output)
-    for row in _look(plan, output):
+    for row in _look(part, output):
         if row.image is not None:
-            scored = known.get(_key(plan, row, row.image), Scored({}, "not measured"))
+            scored = known.get(_key(part, row, row.image), Scored({}, "not measured"))
         elif row.made is not None:
             scored = Scored({}, f"{row.made.error_code}: {row.made.error_message}")
         else:
@@ -415,24 +497,29 @@ def _facts(plan: EvaluationPlan) -> bytes:
     """What two evaluations must have in common to be compared, and what tells this one from others."""
     method = plan.method
     facts = {
-        "benchmark": plan.benchmark.digest,
-        "benchmark_name": plan.benchmark.name,
-        "subset": plan.benchmark.subset,
-        "encoders": plan.encoders,
+        "benchmarks": {
+            part.benchmark.name: {
+                "digest": part.benchmark.digest,
+                "subset": part.benchmark.subset,
+                "encoders": part.encoders,
+            }
+            for part in plan.parts
+        },
         "model": method.model_fingerprint,
         "sampler": method.sampler.digest(),
         "adapter": method.adapter_fingerprint,
-        "tables": [table.name for table in plan.tables],
+        "tables": [table.name for part in plan.parts for table in part.tables],
         "made_at": now_text(),
     }
     return (json.dumps(facts, indent=1) + "\n").encode()
 
 
-def _all_scores(row: Row) -> dict[str, float]:
+def _all_scores(row: Row, unet_flop: float) -> dict[str, float]:
     """What was measured, and what the image cost."""
     cost = {}
     if row.made is not None:
-        cost = {"seconds": row.made.seconds, "num_unet_calls": float(row.made.num_unet_calls)}
+        num_calls = row.made.num_unet_calls
+        cost = {"seconds": row.made.seconds, "num_unet_calls": float(num_calls), "tflop": num_calls * unet_flop / 1e12}
         cost |= {} if row.made.num_loops is None else {"num_loops": float(row.made.num_loops)}
     return {**row.scored.scores, **cost}
 
@@ -448,6 +535,7 @@ def _to_record(row: Row, output: OutputFolder) -> dict[str, Any]:
     """Locations within the output are relative to it, so that it can be moved."""
     made = row.made
     return {
+        "benchmark": row.benchmark,
         "variant": row.variant,
         "case_id": row.case.case_id,
         "subject_id": row.case.subject_id,

@@ -59,6 +59,8 @@ class ScoreJob:
     case: BenchmarkCase
     image_uri: str
     image_sha256: str
+    judged: bool = False
+    """Whether the world's judge looks as well: at images of the miniature DreamBench."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,6 @@ class ScoreWork:
     model: ModelConfig
     locations: Locations
     """How the benchmark's pictures and the images are reached."""
-    judges: bool = False
-    """Whether the world's judge looks as well: at images of the miniature DreamBench."""
     num_threads: int = 1
 
     def open(self) -> None:
@@ -115,7 +115,8 @@ class ScoreWork:
         torch.set_num_threads(self.num_threads)
         scorer = load_scorer(self.model)
         self._measurer: Measurer = Measurer(scorer.clip, scorer.dino, scorer.face)
-        self._bench: Bench | None = _load_bench() if self.judges else None
+        judges = any(job.judged for jobs in self.shards.values() for job in jobs)
+        self._bench: Bench | None = _load_bench() if judges else None
 
     def make(self, shard: str) -> ShardReport:
         """Measures the images of a shard and stores their rows."""
@@ -157,12 +158,15 @@ class ScoreWork:
     ) -> list[dict[str, float]]:
         if self._bench is None:
             return found
+        measured = [job for job, error in zip(jobs, errors, strict=True) if not error]
+        return [scores | self._judged(job, one) for job, one, scores in zip(measured, shown, found, strict=True)]
+
+    def _judged(self, job: ScoreJob, shown: "Shown") -> dict[str, float]:
+        if self._bench is None or not job.judged:
+            return {}
         from ezigen.mini.truth import Truth, judge_scores
 
-        cases = [job.case for job, error in zip(jobs, errors, strict=True) if not error]
-        truths = [Truth.of_benchmark(case.subject_id, case.prompt_id) for case in cases]
-        judged = (judge_scores(self._bench, one.image, truth) for one, truth in zip(shown, truths, strict=True))
-        return [scores | more for scores, more in zip(found, judged, strict=True)]
+        return judge_scores(self._bench, shown.image, Truth.of_benchmark(job.case.subject_id, job.case.prompt_id))
 
     def _show(self, job: ScoreJob, pictures: dict[str, Picture]) -> "Shown":
         from ezigen.metrics import Shown

@@ -28,7 +28,7 @@ class ShownCase:
 
 def draw_table(measured: MeasuredTable, cases: Sequence[ShownCase], pictures: Locations) -> Image.Image | None:
     """At most MAX_CASES of the cases, of as many subjects as there are; None where no case is complete."""
-    titles = [variant.title for variant in measured.table.variants if variant.is_shown]
+    titles = [variant.title for variant in measured.table.variants]
     cells = [cell for one in spread(cases, MAX_CASES) for cell in _draw_case(one, titles, measured, pictures)]
     if not cells:
         return None

@@ -34,7 +34,7 @@ MAX_MISSING = 100
 MAX_SHEETS_BYTES = 16_000_000
 """Of all contact sheets in a page; what no longer fits lies beside it."""
 
-_COSTS = frozenset({"num_loops", "seconds"})
+_COSTS = frozenset({"num_loops", "num_unet_calls", "tflop", "seconds"})
 """What an image took: none of it is good or bad."""
 _FINGERPRINT_DIGITS = 12
 _SCRIPTS = ("elements.js", "evaluation.js")
@@ -91,20 +91,31 @@ class MissingImage:
 class EvaluationPage:
     """Everything that the page shows.
 
-    num_images: of all lines. made: when the first and the last of them were made. own_scale: the embedded model's own
-    encoders measured, so that published figures are on another scale.
+    benchmarks: one of every kind of table; closer is of the first. num_images: of all lines. made: when the first and
+    the last of them were made. own_scale: the embedded model's own encoders measured, so that published figures are on
+    another scale.
     """
 
     name: str
     model: str
     adapter_fingerprint: str
-    benchmark: Benchmark
+    benchmarks: tuple[Benchmark, ...]
     num_images: int
     tables: tuple[PageTable, ...]
     closer: Closer | None = None
     missing: tuple[MissingImage, ...] = ()
     made: tuple[datetime, datetime] | None = None
     own_scale: bool = False
+
+    @property
+    def benchmark(self) -> str:
+        """The names of the benchmarks."""
+        return " and ".join(benchmark.name for benchmark in self.benchmarks)
+
+    @property
+    def cases(self) -> tuple[BenchmarkCase, ...]:
+        """Of all benchmarks."""
+        return tuple(case for benchmark in self.benchmarks for case in benchmark.cases)
 
     @property
     def num_measured(self) -> int:
@@ -126,7 +137,7 @@ def render_evaluation(page: EvaluationPage) -> str:
         beside=False,
         page=page,
         headline=list(_headline(page)),
-        about=_about(page.benchmark),
+        about=" ".join(map(_about, page.benchmarks)),
         progress=list(_progress(page)),
         numbers=list(_numbers(page)),
         facts=list(_facts(page)),
@@ -177,7 +188,7 @@ def _progress(page: EvaluationPage) -> Iterator[ProgressPart]:
 
 
 def _numbers(page: EvaluationPage) -> Iterator[Number]:
-    cases = page.benchmark.cases
+    cases = page.cases
     yield Number("cases", format_number(len(cases)))
     yield Number("subjects", format_number(len({case.subject_id for case in cases})))
     yield Number("prompts", format_number(len({case.prompt_id for case in cases})))
@@ -188,7 +199,8 @@ def _numbers(page: EvaluationPage) -> Iterator[Number]:
 def _facts(page: EvaluationPage) -> Iterator[Fact]:
     yield Fact("Model", page.model)
     yield Fact("Adapter", page.adapter_fingerprint[:_FINGERPRINT_DIGITS])
-    yield Fact("Benchmark", page.benchmark.digest[:_FINGERPRINT_DIGITS])
+    for benchmark in page.benchmarks:
+        yield Fact(benchmark.name, benchmark.digest[:_FINGERPRINT_DIGITS])
     if page.made:
         first, last = map(format_time, page.made)
         yield Fact("Made", first if first == last else f"{first} to {last}")
@@ -201,7 +213,7 @@ def _scale(page: EvaluationPage) -> Iterator[str]:
             "They are on another scale: here the embedded model's own small encoders measured, on products of its own "
             "world. The order of lines compares, the numbers do not."
         )
-    if page.benchmark.subset:
+    if any(benchmark.subset for benchmark in page.benchmarks):
         yield "They are of the whole benchmark, of which a part was made here."
 
 
@@ -300,7 +312,7 @@ def _breakdowns(page: EvaluationPage) -> Iterator[_Breakdown]:
         return
     images = page.closer.images
     known = means_of(images, [name for name in SCORE_NAMES if name not in _COSTS])
-    prompts = _prompts(page.benchmark.cases)
+    prompts = _prompts(page.benchmarks[0].cases)
     for measure in sorted(known, key=lambda name: name != "dino"):
         yield _Breakdown(
             measure,

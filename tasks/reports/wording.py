@@ -25,6 +25,8 @@ SCORE_NAMES = {
     "variant": ("product and colour right", "the judge chooses this product in this colour"),
     "scene_margin": ("scene margin", "by how many nats the judge finds the scene likelier than the next one"),
     "num_loops": ("loops", "until the image settled"),
+    "num_unet_calls": ("UNet calls", "evaluations of the UNet, each guidance branch and each subject counting one"),
+    "tflop": ("TFLOP", "of the UNet alone, without what adapters and decoding add"),
     "seconds": ("seconds", "of a worker, beside others"),
     "face": ("Face", "likeness of the face"),
     "face_found": ("Faces found", "share with a face in image and subject"),

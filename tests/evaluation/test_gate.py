@@ -35,12 +35,19 @@ def write(output, name, *, dino=0.0, clip_t=0.0, subjects=12, prompts=4, variant
         for prompt in range(prompts):
             own = 0.5 + 0.2 * np.sin(subject) + noise * rng.normal()
             scores = [("dino", own + dino), ("clip_t", 0.3 + 0.01 * prompt + clip_t)]
-            case = {"variant": variant, "case_id": f"s{subject}/p{prompt}", "subject_id": f"s{subject}"}
+            case = {
+                "benchmark": "mine",
+                "variant": variant,
+                "case_id": f"s{subject}/p{prompt}",
+                "subject_id": f"s{subject}",
+            }
             rows.append({**case, "prompt_id": f"p{prompt}", "scores": scores, "error": ""})
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA), sink)
     output.write(f"{name}/images.parquet", bytes(sink.getvalue()))
-    output.write(f"{name}/evaluation.json", json.dumps({**FACTS, **facts}).encode())
+    known = {**FACTS, **facts}
+    mine = {"digest": known.pop("benchmark"), "encoders": known.pop("encoders"), "subset": ""}
+    output.write(f"{name}/evaluation.json", json.dumps({**known, "benchmarks": {"mine": mine}}).encode())
 
 
 @pytest.mark.parametrize(
@@ -97,6 +104,10 @@ def test_a_missing_a_damaged_and_an_unmeasured_evaluation_are_told(evaluations):
     write(evaluations, "toys-v2")
     with pytest.raises(ConfigurationError, match="share no case with Face"):
         compare_adapters(evaluations, "toys-v2", "toys-v1", {"face": 0.1})
+    evaluations.write("toys-v2/evaluation.json", b'{"benchmarks": {}, "model": "m", "sampler": "s"}')
+    with pytest.raises(ConfigurationError, match="toys-v2 is damaged"):
+        compare_adapters(evaluations, "toys-v2", "toys-v1", MARGINS)
+    write(evaluations, "toys-v2")
     evaluations.write("toys-v2/images.parquet", b"PAR1")
     with pytest.raises(ConfigurationError, match="toys-v2 is damaged"):
         compare_adapters(evaluations, "toys-v2", "toys-v1", MARGINS)

@@ -3,8 +3,18 @@ import math
 import numpy as np
 import pytest
 
-from ezigen.config import SamplerConfig
-from tasks.evaluation.paper import LOOPS, MODES, TABLES, Claim, PaperTable, Variant
+from ezigen.config import ConfigurationError, SamplerConfig
+from tasks.evaluation.paper import (
+    LOOPS,
+    MODES,
+    SUBJECT_TIMESTEP,
+    TABLES,
+    Claim,
+    PaperTable,
+    Variant,
+    choose_tables,
+    makeable,
+)
 from tasks.evaluation.tables import ScoredImage, break_down, compare, means_of, measure_table, worst_cases
 
 SUBJECTS, PROMPTS = 8, 4
@@ -108,13 +118,41 @@ def test_claims_are_true_of_the_published_figures():
     assert checked >= 17
 
 
+def test_lines_without_their_adapter_are_published_alone():
+    table = makeable(SUBJECT_TIMESTEP, {"trained"})
+    assert [variant.name for variant in table.variants][-2:] == ["t_sub_adaptive", "encoder_trained"]
+    assert [(one.title, one.figures) for one in table.others] == [
+        ("by a trained copy of the UNet, at each step's own timestep", {"dino": 0.589})
+    ]
+    assert Claim("dino", "full_injection", "encoder_trained") in table.claims
+    assert not any(claim.lower == "encoder_trained_adaptive" for claim in table.claims)
+    assert makeable(MODES, ()) == MODES
+
+
+def test_all_tables_are_those_that_a_benchmark_and_its_adapters_allow():
+    def names(benchmark, *encoders):
+        return [table.name for table in choose_tables(["all"], benchmark, encoders)]
+
+    assert names("mini") == ["dreambench", "editing", "modes", "t_sub", "people", "loops"]
+    assert names("mini", "dino") == ["dreambench", "editing", "modes", "t_sub", "encoders", "people", "loops"]
+    assert names("dreamedit") == names("mini-dreamedit") == ["editing"]
+    assert [table.name for table in choose_tables(["loops", "all", "modes"], "own", ())] == [
+        "loops",
+        "dreambench",
+        "modes",
+        "t_sub",
+    ]
+    with pytest.raises(ConfigurationError, match=r"table encoders compares adapters .* give one of dino, clip"):
+        choose_tables(["encoders"], "mini", ())
+
+
 def test_equal_names_are_equal_variants():
     """What two tables share is made once."""
     samplers = {}
     for table in TABLES.values():
         for variant in table.variants:
             sampler = variant.sampler(SamplerConfig())
-            assert samplers.setdefault(variant.name, (sampler, variant.adapter)) == (sampler, variant.adapter)
+            assert samplers.setdefault(variant.name, (sampler, variant.encoder)) == (sampler, variant.encoder)
 
 
 def test_variants_change_what_they_say_and_nothing_else():

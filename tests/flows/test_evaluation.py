@@ -30,7 +30,10 @@ NO_RAY = ClusterConfig(address="127.0.0.1:1")
 
 def evaluate(root: Path, cluster: ClusterConfig, model: str = "mini", **settings) -> State[Any]:
     inputs = EvaluationInputs(
-        adapter="shipped@latest", adapters_uri=str(root / "adapters"), output_uri=str(root / "evaluation")
+        adapter="shipped@latest",
+        adapters_uri=str(root / "adapters"),
+        output_uri=str(root / "evaluation"),
+        encoders=settings.pop("encoders", {}),
     )
     wanted = EvaluationConfig(**{"benchmark": FEW, "num_steps": 3, **settings})
     return evaluate_adapter(inputs, StackConfig(model=model, device="cpu"), wanted, cluster, return_state=True)
@@ -87,6 +90,11 @@ def test_where_the_world_says_nothing_the_last_measurement_of_training_is_told(r
             {"benchmark": BenchmarkConfig(kind="own", folder_uri="/nowhere")},
             "/nowhere",
         ),
+        ({"tables": ["encoders"]}, "give one of dino, clip, as in `--encoder dino=ADAPTER`"),
+        (
+            {"encoders": {"clip": "shipped@latest"}},
+            "inputs.encoders clip: adapter shipped@latest was trained with subject encoder frozen",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_before_ray(root: Path, reporting_here, settings, message):
@@ -117,11 +125,13 @@ def test_options_become_parameters():
         folder="s3://shop/dreambench",
         runs=2,
         steps=20,
+        encoder=["dino=toys-dino@v1"],
         workers=3,
         assignments=["evaluation.benchmark.num_prompts=5"],
     ).parameters()
     assert made.inputs.adapter == "toys@v3"
     assert made.evaluation.tables == ("modes", "loops")
+    assert made.inputs.encoders == {"dino": "toys-dino@v1"}
     assert made.evaluation.benchmark == BenchmarkConfig(
         kind="dreambench", folder_uri="s3://shop/dreambench", num_runs=2, num_prompts=5
     )

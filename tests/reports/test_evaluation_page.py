@@ -79,16 +79,25 @@ def modes():
 
 
 def test_the_head_says_what_was_evaluated_on_what_and_what_is_missing(modes):
-    benchmark = replace(modes.benchmark, subset="12 of 30 subjects")
-    text = read(replace(modes, benchmark=benchmark)).text
+    benchmark = replace(modes.benchmarks[0], subset="12 of 30 subjects")
+    text = read(replace(modes, benchmarks=(benchmark,))).text
     assert "Evaluation on dreambench toys@v3" in text
     assert "190 of 192 images are measured, 2 are missing." in text
     assert "dreambench (12 of 30 subjects): 48 cases, each with an image in every line." in text
     assert "Model mini" in text
-    assert "Adapter 0123456789ab Benchmark 0b0b0b0b0b0b" in text
+    assert "Adapter 0123456789ab dreambench 0b0b0b0b0b0b" in text
     assert "Made 24 Nov 2026, 04:00 UTC to 24 Nov 2026, 09:00 UTC" in text
     assert "of which a part was made here" in text
     assert render_evaluation(modes) == render_evaluation(modes)
+
+
+def test_several_benchmarks_are_told_apart(modes):
+    editing = replace(make_benchmark(3), name="dreamedit", digest="0c" * 16)
+    text = read(replace(modes, benchmarks=(*modes.benchmarks, editing))).text
+    assert "Evaluation on dreambench and dreamedit" in text
+    assert "dreambench: 48 cases, each with an image in every line. dreamedit: 12 cases, each" in text
+    assert "60 cases" in text.replace("cases 60", "60 cases")
+    assert "dreamedit 0c0c0c0c0c0c" in text
 
 
 def test_published_figures_of_another_scale_are_said_to_be(modes):
@@ -187,8 +196,8 @@ def test_breakdowns_begin_with_the_worst_and_end_somewhere():
 def test_a_prompt_is_said_without_the_words_of_its_subjects(modes):
     text = read(modes).text
     assert "p00 a … in the jungle" in text
-    one_class = tuple(case for case in modes.benchmark.cases if case.subject_class == "backpack")
-    same = replace(modes, benchmark=replace(modes.benchmark, cases=one_class))
+    one_class = tuple(case for case in modes.benchmarks[0].cases if case.subject_class == "backpack")
+    same = replace(modes, benchmarks=(replace(modes.benchmarks[0], cases=one_class),))
     assert "p00 a backpack in the jungle" in read(same).text
 
 
@@ -221,7 +230,7 @@ def test_missing_images_are_counted_by_reason_and_listed_up_to_a_number(modes):
 def test_sheets_that_no_longer_fit_are_named(modes, monkeypatch):
     monkeypatch.setattr(evaluation_page, "MAX_SHEETS_BYTES", len(modes.tables[0].sheet) + 10)
     other = replace(
-        modes.tables[0], measured=measure_table(replace(MODES, name="other"), make_images(modes.benchmark), 48)
+        modes.tables[0], measured=measure_table(replace(MODES, name="other"), make_images(modes.benchmarks[0]), 48)
     )
     reader = read(replace(modes, tables=(modes.tables[0], other)))
     uri = "data:image/jpeg;base64," + base64.b64encode(modes.tables[0].sheet).decode()
@@ -231,9 +240,9 @@ def test_sheets_that_no_longer_fit_are_named(modes, monkeypatch):
 
 def test_hostile_names_stay_text(modes):
     page = make_page(make_benchmark(3, subject=HOSTILE), name=HOSTILE, missing=1)
-    page = replace(page, benchmark=replace(page.benchmark, subset=HOSTILE, name=HOSTILE), model=HOSTILE)
-    cases = [replace(case, prompt=case.prompt + HOSTILE) for case in page.benchmark.cases]
-    page = replace(page, benchmark=replace(page.benchmark, cases=tuple(cases)))
+    page = replace(page, benchmarks=(replace(page.benchmarks[0], subset=HOSTILE, name=HOSTILE),), model=HOSTILE)
+    cases = [replace(case, prompt=case.prompt + HOSTILE) for case in page.benchmarks[0].cases]
+    page = replace(page, benchmarks=(replace(page.benchmarks[0], cases=tuple(cases)),))
     reader = read(page)
     assert {tag for tag, _ in reader.tags} == {tag for tag, _ in read(modes).tags}
     assert Counter(tag for tag, _ in reader.tags)["script"] == 1
