@@ -101,6 +101,28 @@ def promote_adapter(
     raise typer.Exit(code)
 
 
+@adapters_app.command("compare")
+def compare_adapters(
+    new: Reference,
+    old: Annotated[str, typer.Argument(metavar="OTHER", help="The adapter that it is compared with.")],
+    evaluations: Annotated[str, typer.Argument(help="Folder or s3:// prefix where both were evaluated.")],
+    adapters: Adapters = DEFAULT_URI,
+    storage_block: StorageBlock = "",
+) -> None:
+    """Show by how much, and for which subjects, one evaluated adapter scores higher than another."""
+    with plain_errors():
+        from flows.evaluation_job import folder_name
+        from flows.version_comparison import print_differences
+        from tasks.adapters import is_reference
+        from tasks.evaluation.comparison import compare_evaluations
+        from tasks.storage import Locations, OutputFolder
+
+        registry = open_registry(adapters, storage_block)
+        names = [registry.resolve(one).reference if is_reference(one) else one for one in (new, old)]
+        output = OutputFolder(evaluations, Locations(storage_options=load_options(storage_block)))
+        print_differences(*names, compare_evaluations(output, *map(folder_name, names)))
+
+
 @adapters_app.command("import")
 def import_adapter(
     folder: Annotated[

@@ -5,23 +5,14 @@ encoders. Differences are paired by case, with 95 % intervals over subjects. A m
 new - old lies above minus the margin: "not worse" has to be shown, and too few cases show nothing.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ezigen.config import ConfigurationError
 from ezigen.metrics.statistics import Interval
-from tasks.evaluation.tables import ScoredImage, compare
+from tasks.evaluation.comparison import compare_evaluations
 from tasks.reports.wording import score_name
 from tasks.storage import OutputFolder
-from tasks.storage.filesystems import describe_error
-
-IMAGES_FILE = "images.parquet"
-FACTS_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -70,63 +61,11 @@ def compare_adapters(output: OutputFolder, new: str, old: str, margins: Mapping[
     margins: measure -> by how much it may fall. Raises ConfigurationError where an
     evaluation is missing or damaged, where the two cannot be compared, or where one lacks a measure.
     """
-    ours, theirs = (_read(output, name) for name in (new, old))
-    shared = [variant for variant in ours.circumstances if variant in theirs.circumstances]
-    if not shared:
-        raise ConfigurationError(
-            f"{output.root_uri}: {new} and {old} have no variant in common; evaluate both with the same tables."
-        )
-    variant = shared[-1]
-    for field, one in ours.circumstances[variant].items():
-        if one != theirs.circumstances[variant][field]:
-            raise ConfigurationError(
-                f"{output.root_uri}: {new} was evaluated with another {field} than {old}; evaluate both alike "
-                f"(`ezigen evaluate`)."
-            )
-    first, second = ([image for image in side.images if image.variant == variant] for side in (ours, theirs))
+    last = compare_evaluations(output, new, old)[-1]
+    found = last.means(margins)
     checks = []
     for measure, margin in margins.items():
-        difference = compare(first, second, measure)
-        if difference is None:
+        if measure not in found:
             raise ConfigurationError(f"{output.root_uri}: {new} and {old} share no case with {score_name(measure)}.")
-        checks.append(Check(measure, margin, difference))
-    return Comparison(new, old, variant, tuple(checks))
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    images: tuple[ScoredImage, ...]
-    circumstances: Mapping[str, Mapping[str, str]]
-    """By variant what must be equal where two evaluations of it are compared."""
-
-
-def _read(output: OutputFolder, name: str) -> _Evaluation:
-    where = output.uri(name)
-    try:
-        facts = json.loads(output.read(f"{name}/{FACTS_FILE}"))
-        rows = pq.read_table(pa.BufferReader(output.read(f"{name}/{IMAGES_FILE}"))).to_pylist()
-        measured = [row for row in rows if row["scores"]]
-        images = tuple(
-            ScoredImage(row["variant"], row["case_id"], row["subject_id"], row["prompt_id"], dict(row["scores"]))
-            for row in measured
-        )
-        circumstances = {row["variant"]: _circumstances(facts, row["benchmark"]) for row in measured}
-    except FileNotFoundError as error:
-        raise ConfigurationError(
-            f"{where}: there is no finished evaluation; run `ezigen evaluate ADAPTER {output.root_uri}` first."
-        ) from error
-    except (ValueError, KeyError, TypeError, pa.ArrowInvalid, OSError) as error:
-        raise ConfigurationError(
-            f"{where} is damaged ({describe_error(error)}); evaluate the adapter again."
-        ) from error
-    return _Evaluation(images, circumstances)
-
-
-def _circumstances(facts: Mapping[str, Any], benchmark: str) -> dict[str, str]:
-    own = facts["benchmarks"][benchmark]
-    return {
-        "benchmark": own["digest"],
-        "encoders": own["encoders"],
-        "model": facts["model"],
-        "sampler": facts["sampler"],
-    }
+        checks.append(Check(measure, margin, found[measure]))
+    return Comparison(new, old, last.variant, tuple(checks))

@@ -35,11 +35,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper's claim that one variant measures higher than another."""
+    """That one variant measures higher than another: the paper says so, or one asks."""
 
     measure: str
     higher: str
     lower: str
+    is_published: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,24 @@ class PaperTable:
     variants: tuple[Variant, ...]
     claims: tuple[Claim, ...] = ()
     others: tuple[Published, ...] = ()
+
+    @property
+    def last_own(self) -> Variant:
+        """The last line that the evaluated adapter makes."""
+        return [one for one in self.variants if not (one.encoder or one.is_external)][-1]
+
+
+def beside(table: PaperTable, others: Sequence[str]) -> PaperTable:
+    """The table with a line for each of the other methods, and the question whether its own last line is better."""
+    lines = tuple(Variant(name, name, is_external=True) for name in others)
+    own = table.last_own.name
+    asked = tuple(
+        Claim(measure, own, name, is_published=False)
+        for name in others
+        for measure in table.measures
+        if measure in _ASKED
+    )
+    return replace(table, variants=(*table.variants, *lines), claims=(*table.claims, *asked))
 
 
 def makeable(table: PaperTable, encoders: Container[str]) -> PaperTable:
@@ -88,6 +107,9 @@ def _loops(number: int) -> LoopConfig:
 def _row(clip_t: float, dino: float) -> dict[str, float]:
     return {"clip_t": clip_t, "dino": dino}
 
+
+_ASKED = frozenset({"clip_t", "dino", "dino_sub", "face", "product"})
+"""Measures of quality: those in which one asks who is better."""
 
 TEXT_ONLY = Variant("text_only", "text only", {"mode": "text_only"}, _row(0.327, 0.362))
 FULL_INJECTION = Variant("full_injection", "full injection", {"mode": "full_injection"}, _row(0.286, 0.762))

@@ -7,12 +7,15 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 
 from ezigen.metrics.statistics import Interval
-from tasks.evaluation.tables import MeasuredTable, TableRow, Trend
+from tasks.evaluation.tables import MeasuredTable, TableRow, Trend, Verdict
 from tasks.reports.wording import plural, score_name
 
+_ANSWERS: Mapping[Verdict, str] = {"agrees": "higher", "disagrees": "lower", "undecided": "undecided"}
 _VERDICTS = {
     "agrees": "agrees with the paper",
     "disagrees": "disagrees with the paper",
+    "higher": "higher by more than chance",
+    "lower": "lower by more than chance",
     "undecided": "undecided: the interval holds 0, so more subjects are needed",
 }
 _LATEX = str.maketrans(
@@ -81,7 +84,12 @@ def to_latex(measured: MeasuredTable) -> str:
 
 def sentence(measured: MeasuredTable, trend: Trend) -> str:
     """One claim in words: DINO, full injection above text only: +0.310 [0.250, 0.371], agrees with the paper."""
-    return f"{finding(measured, trend)}, {_VERDICTS[trend.verdict]}"
+    return f"{finding(measured, trend)}, {_VERDICTS[verdict_word(trend)]}"
+
+
+def verdict_word(trend: Trend) -> str:
+    """What is found of a claim of the paper: agrees, disagrees, undecided; of a question: higher, lower, undecided."""
+    return trend.verdict if trend.claim.is_published else _ANSWERS[trend.verdict]
 
 
 def finding(measured: MeasuredTable, trend: Trend) -> str:

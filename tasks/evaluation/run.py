@@ -24,9 +24,9 @@ from tasks.catalog.results import ResultRow
 from tasks.catalog.run import run_catalog
 from tasks.cluster import Cluster, connect, plan_workers
 from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase, catalog_rows
+from tasks.evaluation.comparison import FACTS_FILE, IMAGES_FILE
 from tasks.evaluation.external import ExternalMethod, FoundImage
-from tasks.evaluation.gate import FACTS_FILE, IMAGES_FILE
-from tasks.evaluation.paper import PaperTable, Variant, makeable
+from tasks.evaluation.paper import PaperTable, Variant, beside, makeable
 from tasks.evaluation.printing import to_csv, to_latex, to_markdown
 from tasks.evaluation.scoring import Scored, ScoreJob, ScoreWork, encoders_digest, make_shards, read_scores, score_key
 from tasks.evaluation.sheet import ShownCase, draw_table
@@ -224,8 +224,7 @@ def _plan_part(
     others: Sequence[ExternalMethod],
 ) -> Part:
     _check_names(tables, others)
-    lines = tuple(Variant(other.name, other.name, is_external=True) for other in others)
-    chosen = tuple(replace(table, variants=(*table.variants, *lines)) for table in tables)
+    chosen = tuple(beside(table, [other.name for other in others]) for table in tables)
     inputs = CatalogInputs(
         catalog_uri=_write_catalog(output, benchmark),
         output_uri=output.uri("made"),

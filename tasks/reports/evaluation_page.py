@@ -11,7 +11,7 @@ from typing import Literal
 from ezigen.config import ErrorCode
 from ezigen.metrics.statistics import Interval
 from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase
-from tasks.evaluation.printing import finding, heading, measures_of
+from tasks.evaluation.printing import finding, heading, measures_of, verdict_word
 from tasks.evaluation.tables import (
     LOWER_IS_BETTER,
     MeasuredTable,
@@ -25,7 +25,7 @@ from tasks.reports.intervals import IntervalChart, IntervalLine, interval_chart,
 from tasks.reports.overview import Fact, Number, ProgressPart
 from tasks.reports.remedies import explain
 from tasks.reports.rendering import render, template_text
-from tasks.reports.wording import SCORE_NAMES, format_decimal, format_number, format_time, plural, score_name
+from tasks.reports.wording import COSTS, SCORE_NAMES, format_decimal, format_number, format_time, plural, score_name
 
 MAX_LINES = 40
 """Subjects, or prompts, of one chart: the worst of them."""
@@ -34,8 +34,6 @@ MAX_MISSING = 100
 MAX_SHEETS_BYTES = 16_000_000
 """Of all contact sheets in a page; what no longer fits lies beside it."""
 
-_COSTS = frozenset({"num_loops", "num_unet_calls", "tflop", "seconds"})
-"""What an image took: none of it is good or bad."""
 _FINGERPRINT_DIGITS = 12
 _SCRIPTS = ("elements.js", "evaluation.js")
 _STYLES = ("report.css", "evaluation.css")
@@ -124,8 +122,9 @@ class EvaluationPage:
 
     @property
     def verdicts(self) -> Counter[Verdict]:
-        """How often each was found, over all tables."""
-        return Counter(trend.verdict for table in self.tables for trend in table.measured.trends)
+        """How often each was found of the paper's claims, over all tables."""
+        trends = (trend for table in self.tables for trend in table.measured.trends)
+        return Counter(trend.verdict for trend in trends if trend.claim.is_published)
 
 
 def render_evaluation(page: EvaluationPage) -> str:
@@ -239,7 +238,7 @@ class _TableView:
     heading: str
     measures: list[tuple[str, str]]
     rows: list[tuple[TableRow, list[_Cell]]]
-    findings: list[tuple[Verdict, str, str]]
+    findings: list[tuple[Verdict, str, str, str]]
     charts: list[IntervalChart]
     sheet: str
     sheet_file: str
@@ -259,7 +258,10 @@ def _tables(page: EvaluationPage) -> Iterator[_TableView]:
             heading=heading(measured),
             measures=[(score_name(name), _meaning(name)) for name in shown],
             rows=[(row, [_cell(row, name) for name in shown]) for row in rows],
-            findings=[(trend.verdict, _SIGNS[trend.verdict], finding(measured, trend)) for trend in measured.trends],
+            findings=[
+                (trend.verdict, _SIGNS[trend.verdict], verdict_word(trend), finding(measured, trend))
+                for trend in measured.trends
+            ],
             charts=[chart for name in shown if (chart := _table_chart(measured.table.name, name, rows))],
             sheet=_jpeg_uri(one.sheet) if one.sheet and fits else "",
             sheet_file="" if fits or not one.sheet else f"sheets/{measured.table.name}.jpg",
@@ -311,7 +313,7 @@ def _breakdowns(page: EvaluationPage) -> Iterator[_Breakdown]:
     if page.closer is None:
         return
     images = page.closer.images
-    known = means_of(images, [name for name in SCORE_NAMES if name not in _COSTS])
+    known = means_of(images, [name for name in SCORE_NAMES if name not in COSTS])
     prompts = _prompts(page.benchmarks[0].cases)
     for measure in sorted(known, key=lambda name: name != "dino"):
         yield _Breakdown(
@@ -374,7 +376,7 @@ def _worst(closer: Closer) -> Iterator[_WorstView]:
 
 def _scores(image: ScoredImage, first: str) -> Iterator[Fact]:
     """All scores of an image that are neither its cost nor unknown, the one that it is shown for first."""
-    names = [first, *(name for name in SCORE_NAMES if name != first and name not in _COSTS)]
+    names = [first, *(name for name in SCORE_NAMES if name != first and name not in COSTS)]
     yield from (Fact(score_name(name), format_decimal(image.scores[name])) for name in names if name in image.scores)
 
 

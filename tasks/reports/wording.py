@@ -33,6 +33,9 @@ SCORE_NAMES = {
 }
 """score -> (usual name, what it measures)."""
 
+COSTS = frozenset({"num_loops", "num_unet_calls", "tflop", "seconds"})
+"""Those of SCORE_NAMES that say what an image took: none of it is good or bad."""
+
 RUN_STATES = {
     "running": "Running",
     "finished": "Finished",

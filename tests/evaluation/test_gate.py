@@ -14,6 +14,7 @@ from ezigen.mini import weights_folder
 from flows.command_line import app
 from flows.promotion import current_version, parse_margins, promote_if_no_worse
 from tasks.adapters import Registry
+from tasks.evaluation.comparison import compare_evaluations, read_evaluation
 from tasks.evaluation.gate import compare_adapters
 from tasks.evaluation.run import IMAGES_SCHEMA
 from tasks.storage import OutputFolder
@@ -111,6 +112,43 @@ def test_a_missing_a_damaged_and_an_unmeasured_evaluation_are_told(evaluations):
     evaluations.write("toys-v2/images.parquet", b"PAR1")
     with pytest.raises(ConfigurationError, match="toys-v2 is damaged"):
         compare_adapters(evaluations, "toys-v2", "toys-v1", MARGINS)
+
+
+# ---- comparison
+
+
+def test_differences_are_told_by_measure_and_by_subject(registry, evaluations):
+    write(evaluations, "toys-v1", subjects=12)
+    write(evaluations, "toys-v2", variant="decoupled", subjects=12, dino=0.125)
+    command = ["adapters", "compare", "toys@v2", "toys@v1", evaluations.root_uri, "--adapters", registry.uri]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    text = " ".join(shown.output.split())
+    assert "decoupled, no loop, 48 images: toys@v2 - toys@v1" in text
+    assert "DINO +0.125 [+0.125, +0.125] higher" in text
+    assert "CLIP-T +0.000 [+0.000, +0.000] undecided" in text
+    assert "DINO by subject, 10 of 12, the least gain first" in text
+
+    write(evaluations, "toys-v1", subjects=12, variant="iterative")
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert "toys-v2 and toys-v1 have no variant in common" in " ".join(refused.output.split())
+
+
+def test_the_subject_that_lost_most_is_the_first(evaluations):
+    write(evaluations, "toys-v1", subjects=4)
+    write(evaluations, "toys-v2", subjects=4, noise=0.3)
+    (found,) = compare_evaluations(evaluations, "toys-v2", "toys-v1")
+    old, new = (read_evaluation(evaluations, name).images for name in ("toys-v1", "toys-v2"))
+
+    def mean(images, subject):
+        return np.mean([image.scores["dino"] for image in images if image.subject_id == subject])
+
+    expected = {f"s{n}": mean(new, f"s{n}") - mean(old, f"s{n}") for n in range(4)}
+    by_subject = {name: interval.mean for name, interval in found.by_subject("dino").items()}
+    assert by_subject == pytest.approx(expected)
+    assert list(by_subject) == sorted(expected, key=expected.get)
+    assert found.means(["dino", "face"])["dino"].mean == pytest.approx(np.mean(list(expected.values())))
 
 
 # ---- promotion

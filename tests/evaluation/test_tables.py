@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ezigen.config import ConfigurationError, SamplerConfig
 from tasks.evaluation.paper import (
+    ENCODERS,
     LOOPS,
     MODES,
     SUBJECT_TIMESTEP,
@@ -12,9 +14,11 @@ from tasks.evaluation.paper import (
     Claim,
     PaperTable,
     Variant,
+    beside,
     choose_tables,
     makeable,
 )
+from tasks.evaluation.printing import sentence
 from tasks.evaluation.tables import ScoredImage, break_down, compare, means_of, measure_table, worst_cases
 
 SUBJECTS, PROMPTS = 8, 4
@@ -127,6 +131,20 @@ def test_lines_without_their_adapter_are_published_alone():
     assert Claim("dino", "full_injection", "encoder_trained") in table.claims
     assert not any(claim.lower == "encoder_trained_adaptive" for claim in table.claims)
     assert makeable(MODES, ()) == MODES
+
+
+def test_other_methods_are_asked_about_not_claimed():
+    table = beside(replace(ENCODERS, measures=("dino", "clip_t", "tflop")), ["IP-Adapter"])
+    assert table.variants[-1] == Variant("IP-Adapter", "IP-Adapter", is_external=True)
+    assert table.claims[len(ENCODERS.claims) :] == tuple(
+        Claim(measure, "full_injection", "IP-Adapter", is_published=False) for measure in ("dino", "clip_t")
+    )
+    images = made("full_injection", 0.6) + made("IP-Adapter", 0.5)
+    measured = measure_table(replace(table, claims=table.claims[-2:]), images, SUBJECTS * PROMPTS)
+    assert [sentence(measured, trend).rpartition("], ")[2] for trend in measured.trends] == [
+        "higher by more than chance",
+        "undecided: the interval holds 0, so more subjects are needed",
+    ]
 
 
 def test_all_tables_are_those_that_a_benchmark_and_its_adapters_allow():
