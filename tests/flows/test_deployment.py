@@ -17,6 +17,7 @@ from prefect.states import Cancelling
 
 from ezigen.config import balanced, embedded
 from flows.build_pairs import build_pairs
+from flows.evaluate_adapter import evaluate_adapter
 from flows.parameters import PipelineParameters
 from flows.personalize_catalog import personalize_catalog
 from flows.pipeline_job import check_early
@@ -35,6 +36,7 @@ NAMES = {
     "build-pairs": "build_pairs/build-pairs",
     "precompute-features": "precompute_features/precompute-features",
     "train-adapter": "train_adapter/train-adapter",
+    "evaluate-adapter": "evaluate_adapter/evaluate-adapter",
     "run-pipeline": "run_pipeline/run-pipeline",
 }
 SERVER_DEFAULTS = {"day_or": True}
@@ -94,6 +96,10 @@ def test_the_parameters_of_training_fit_their_flows_and_what_comes_before():
     training = train_adapter.validate_parameters(read_written("train-adapter")["parameters"])
     assert training["inputs"].features_uri == features["inputs"].output_uri
     assert training["model"] == features["model"]
+    evaluation = evaluate_adapter.validate_parameters(read_written("evaluate-adapter")["parameters"])
+    assert evaluation["inputs"].adapter == f"{training['inputs'].name}@{training['inputs'].alias}"
+    assert evaluation["inputs"].adapters_uri == training["inputs"].adapters_uri
+    assert evaluation["model"] == training["model"]
     pipeline = run_pipeline.validate_parameters(read_written("run-pipeline")["parameters"])
     check_early(
         PipelineParameters(**pipeline | {"inputs": pipeline["inputs"].model_copy(update={"storage_block": "x"})})
