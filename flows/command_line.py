@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ezigen.config import ModelConfig
+from ezigen.config import ConfigurationError, ModelConfig
 from flows.adapter_commands import adapters_app
 from flows.evaluation_options import EvaluationOptions
 from flows.exits import EXIT_FAILED, plain_errors
@@ -162,6 +162,29 @@ def results(options: ResultsOptions) -> None:
     """List what became of every row."""
     with plain_errors():
         list_results(open_output(options.output, options.storage_block), options.selection(), form=options.form)
+
+
+@app.command()
+def status(
+    output: Annotated[str, typer.Argument(help="Output of a run: a folder or s3:// prefix.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Until the run has ended.")] = False,
+    price: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Of a worker (as a rule a GPU) for an hour: tells the cost of an image."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    storage_block: Annotated[str, typer.Option(help="Prefect block ezigen-s3/NAME with endpoint and keys.")] = "",
+) -> None:
+    """Say how the last run on an output is doing: how far, how fast, what fails. Exits with 1 if it failed or died."""
+    with plain_errors():
+        from flows.status_listing import show_status, watch_status
+        from tasks.catalog.status import StatusReader
+
+        if watch and as_json:
+            raise ConfigurationError("--watch and --json exclude each other; choose one.")
+        reader = StatusReader(open_output(output, storage_block))
+        code = watch_status(reader, price=price) if watch else show_status(reader, price=price, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @app.command()

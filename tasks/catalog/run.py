@@ -380,5 +380,6 @@ def _new_record(run: CatalogRun) -> RunRecord:
         sampler=run.sampler.model_dump(mode="json"),
         cluster=run.cluster.model_dump(mode="json"),
         fingerprints=dataclasses.asdict(run.plan.fingerprint),
+        counts={"rows": run.plan.counts.rows, "to_do": _num_items(run.plan)},
         versions=package_versions(_PACKAGES),
     )

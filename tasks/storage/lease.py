@@ -164,6 +164,16 @@ class Lease:
         )
 
 
+def read_holder(output: OutputFolder) -> Holder | None:
+    """Who holds an output at the moment; None if nobody does, or if it was a process of this machine that is gone.
+
+    The process of another machine may be gone, too: `Holder.renewed_at` says when it was heard of last.
+    """
+    store = open_lease_store(output.filesystem, Location(output.root.scheme, output.path(LEASE_NAME)))
+    holder = _parse(store.read()[0])
+    return None if holder is None or holder.released or holder.is_dead() else holder
+
+
 class _Watch:
     """What was seen of a holder's counter, and for how long by the watcher's own clock."""
 
