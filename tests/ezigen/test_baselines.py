@@ -185,6 +185,11 @@ def test_the_fingerprint_names_files_and_settings_and_no_path(tiny_folder, ip_ad
     assert baseline_fingerprint(plain.model_copy(update={"ip_adapter_scale": 1.0})) == baseline_fingerprint(plain)
 
 
+def _narrow_encoder(folder):
+    config = folder / "models" / "image_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"projection_dim": 16', '"projection_dim": 8'))
+
+
 def _to_pickle(file):
     file.rename(file.with_suffix(".bin"))
 
@@ -206,18 +211,13 @@ def _to_pickle(file):
             lambda f: (f / "models" / "ip-adapter_sd15.safetensors").write_bytes(b"version https://git-lfs.github.com"),
             "Git LFS pointer",
         ),
-        (lambda f: _narrow_encoder(f), r"a projection_dim of 16, but .* has 8"),
+        (_narrow_encoder, r"a projection_dim of 16, but .* has 8"),
     ],
 )
 def test_an_unsuitable_ip_adapter_is_refused(tiny_folder, copy, spoil, message):
     spoil(copy)
     with pytest.raises(ConfigurationError, match=message):
         find_baseline(BaselineConfig(pipeline=str(tiny_folder), ip_adapter=str(copy)))
-
-
-def _narrow_encoder(folder):
-    config = folder / "models" / "image_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"projection_dim": 16', '"projection_dim": 8'))
 
 
 def test_a_pickle_that_is_named_itself_is_refused(tiny_folder, copy):
