@@ -55,7 +55,8 @@ class EvaluationSummary(Summary):
             known = ", ".join(f"{measure_name(name)} {format_decimal(value)}" for name, value in measured)
             return f"{self.reference}, as training measured it last: {known or 'nothing'}"
         rows = self.tables[0].rows
-        means = rows[-1].means if rows else {}
+        own = {variant.title for variant in self.tables[0].table.variants if variant.is_own}
+        means = next((row.means for row in reversed(rows) if row.title in own), {})
         said = ", ".join(f"{score_name(n)} {format_figure(n, means[n].mean)}" for n in list(means)[:_MAX_TOLD])
         images = plural(len(self.tables[0].rows) * self.tables[0].num_cases, "image")
         text = f"{self.reference}, {images} of {self.benchmark}: {said or 'none could be made'}"
@@ -115,6 +116,7 @@ class EvaluationJob(Job):
             return
         before, total = 0, self._plan.num_images
         left = {one.variant.title: one.plan.counts.to_do for one in self._plan.variants}
+        left |= {one.name: len(one.cases) for one in self._plan.baselines}
 
         def tell(title: str, progress: "Progress") -> None:
             nonlocal before
@@ -156,6 +158,7 @@ class EvaluationJob(Job):
         from ezigen.config import CatalogInputs, ClusterConfig
         from flows.planning import pin_adapter, read_fingerprints, read_image_size
         from tasks.evaluation import read_benchmark
+        from tasks.evaluation.baselines import plan_baselines
         from tasks.evaluation.external import read_external
         from tasks.evaluation.paper import TABLES
         from tasks.evaluation.run import Method, plan_evaluation
@@ -180,7 +183,15 @@ class EvaluationJob(Job):
         method = Method(folder_name(self._reference), named.model, sampler, *prints, read_image_size(model.model))
         tables = [TABLES[name] for name in wanted.evaluation.tables]
         others = [read_external(name, uri, benchmark, self._locations) for name, uri in inputs.images.items()]
-        return plan_evaluation(method, self.output, benchmark, tables, allowed_roots=[config.folder_uri], others=others)
+        return plan_evaluation(
+            method,
+            self.output,
+            benchmark,
+            tables,
+            allowed_roots=[config.folder_uri],
+            others=others,
+            baselines=plan_baselines(wanted.evaluation.baselines, benchmark, self.output),
+        )
 
     def _why_not(self) -> str:
         """Why nothing can be measured, or ""."""
@@ -191,16 +202,19 @@ class EvaluationJob(Job):
 
 
 def check_early(parameters: EvaluationParameters) -> None:
-    """Finds most mistakes within seconds, before a server or Ray is started: the model, the tables, the benchmark.
+    """Finds most mistakes within seconds, before a server or Ray is started: models, tables, the benchmark.
 
     Raises ConfigurationError. What needs keys in a Prefect block is looked at later, when there is a server.
     """
+    from ezigen.baselines import find_baseline
     from ezigen.models import model_fingerprint
     from tasks.evaluation import read_benchmark
     from tasks.evaluation.paper import TABLES
     from tasks.evaluation.run import check_suited
 
     model_fingerprint(parameters.model.model)
+    for baseline in parameters.evaluation.baselines.values():
+        find_baseline(baseline)
     config = parameters.evaluation.benchmark
     if config.is_miniature or parameters.inputs.storage_block:
         return

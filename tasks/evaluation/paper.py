@@ -34,6 +34,11 @@ class Variant:
         """Whether there are images of it: no adapter of its own is made."""
         return not self.adapter
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the evaluated adapter makes it."""
+        return not self.adapter and not self.is_external
+
     def sampler(self, base: SamplerConfig) -> SamplerConfig:
         """The evaluated sampler with this variant's changes."""
         return SamplerConfig.model_validate({**dict(base), **self.changes})

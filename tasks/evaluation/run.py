@@ -1,9 +1,10 @@
 """An evaluation from a benchmark to tables: images of every variant by catalog runs, their scores, one row per image.
 
 In the output folder: catalog-<digest>.jsonl (the benchmark's cases), made/ (an ordinary catalog output, shared by all
-variants and adapters: what two of them have in common is made once), scores/ (see `tasks.evaluation.scoring`), and
-for every evaluated adapter a folder with images.parquet (a row per variant and case), tables/, sheets/ and
-evaluation.html. Running again makes and measures what is missing.
+variants and adapters: what two of them have in common is made once), baselines/ (images of other methods, see
+`tasks.evaluation.baselines`), scores/ (see `tasks.evaluation.scoring`), and for every evaluated adapter a folder with
+images.parquet (a row per variant and case), tables/, sheets/ and evaluation.html. Running again makes and measures what
+is missing.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from tasks.catalog.progress import Progress
 from tasks.catalog.results import ResultRow
 from tasks.catalog.run import run_catalog
 from tasks.cluster import Cluster, connect, plan_workers
+from tasks.evaluation.baselines import BaselineWork, PlannedBaseline, read_baseline
 from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase, catalog_rows
 from tasks.evaluation.external import ExternalMethod, FoundImage
 from tasks.evaluation.gate import FACTS_FILE, IMAGES_FILE
@@ -34,7 +36,7 @@ from tasks.evaluation.showing import look_closer
 from tasks.evaluation.tables import MeasuredTable, ScoredImage, measure_table
 from tasks.inspection.sheet import to_jpeg
 from tasks.reports.evaluation_page import EvaluationPage, MissingImage, PageTable, render_evaluation
-from tasks.sharding import ShardReport, run_shards
+from tasks.sharding import ShardMeter, ShardProgress, ShardReport, run_shards
 from tasks.storage import Locations, OutputFolder, ResultsLedger, RunOutput
 from tasks.storage.lease import Lease
 from tasks.storage.run_record import now_text
@@ -102,11 +104,13 @@ class EvaluationPlan:
     """Digest of the encoders that measure."""
     others: tuple[ExternalMethod, ...] = ()
     """Other methods, each a line more in every table."""
+    baselines: tuple[PlannedBaseline, ...] = ()
+    """More of them, whose images are made by the run; see `_with_baselines`."""
 
     @property
     def num_cases(self) -> int:
-        """Images that the evaluation has in all."""
-        return len(self.variants) * len(self.benchmark.cases)
+        """Images that the evaluation makes in all."""
+        return (len(self.variants) + len(self.baselines)) * len(self.benchmark.cases)
 
     @property
     def judges(self) -> bool:
@@ -116,7 +120,7 @@ class EvaluationPlan:
     @property
     def num_images(self) -> int:
         """Images that are to be made."""
-        return sum(one.plan.counts.to_do for one in self.variants)
+        return sum(one.plan.counts.to_do for one in self.variants) + sum(len(one.cases) for one in self.baselines)
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class Row:
     image: FoundImage | None = None
     made: ResultRow | None = None
     scored: Scored = field(default_factory=lambda: Scored({}))
+    missing: str = "not made"
+    """Why another method has no image."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class Hooks:
 
     lease: Lease | None = None
     on_progress: Callable[[str, Progress], None] = lambda _title, _progress: None
-    """Gets the title of the variant whose images are being made, and how far it is."""
+    """Gets the title of the line whose images are being made, and how far it is."""
     stop: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
@@ -153,16 +159,17 @@ def plan_evaluation(
     *,
     allowed_roots: Sequence[str],
     others: Sequence[ExternalMethod] = (),
+    baselines: Sequence[PlannedBaseline] = (),
 ) -> EvaluationPlan:
     """Decides what is to be made. Writes the benchmark's cases as a catalog, and nothing else.
 
-    allowed_roots: where the benchmark's pictures lie. Raises ConfigurationError for a table of another kind of
-    benchmark, or for encoders that are not there.
+    allowed_roots: where the benchmark's pictures lie; baselines: planned for this benchmark. Raises ConfigurationError
+    for a table of another kind of benchmark, for encoders that are not there, and for a name of two lines.
     """
     for table in tables:
         check_suited(table, benchmark)
-    _check_names(tables, others)
-    lines = tuple(Variant(other.name, other.name, is_external=True) for other in others)
+    _check_names(tables, others, baselines)
+    lines = tuple(Variant(other.name, other.name, is_external=True) for other in (*others, *baselines))
     chosen = tuple(replace(table, variants=(*table.variants, *lines)) for table in tables)
     inputs = CatalogInputs(
         catalog_uri=_write_catalog(output, benchmark),
@@ -185,7 +192,7 @@ def plan_evaluation(
         )
         planned.append(PlannedVariant(variant, sampler, inputs, plan, dict(plan.keys())))
     encoders = encoders_digest(method.model, judges=benchmark.name == JUDGED)
-    return EvaluationPlan(method, benchmark, chosen, tuple(planned), encoders, tuple(others))
+    return EvaluationPlan(method, benchmark, chosen, tuple(planned), encoders, tuple(others), tuple(baselines))
 
 
 def run_evaluation(
@@ -198,14 +205,17 @@ def run_evaluation(
     made and measured is stored. Raises as `run_catalog` and `run_shards`.
     """
     hooks = hooks or Hooks()
-    if plan.num_images or _unmeasured(plan, output):
+    if plan.num_images or _unmeasured(_with_baselines(plan, output), output):
         with connect(cluster) as ray_cluster:
             for one in plan.variants:
                 _make(one, plan.method.model, cluster, ray_cluster, hooks)
-            _measure(plan, output, cluster, ray_cluster, hooks)
+            for baseline in plan.baselines:
+                _make_baseline(baseline, plan, output, cluster, ray_cluster, hooks)
+            _measure(_with_baselines(plan, output), output, cluster, ray_cluster, hooks)
     if hooks.stop.is_set():
         return ()
     hooks.check()
+    plan = _with_baselines(plan, output)
     rows = tuple(_rows(plan, output))
     output.write(f"{plan.method.name}/{IMAGES_FILE}", _to_parquet(rows, output))
     tables = _write_tables(plan, rows, output)
@@ -298,12 +308,15 @@ def check_suited(table: PaperTable, benchmark: Benchmark) -> None:
         )
 
 
-def _check_names(tables: Sequence[PaperTable], others: Sequence[ExternalMethod]) -> None:
-    """Raises ConfigurationError for a method that is called as a line of ours: their images would be mixed up."""
+def _check_names(
+    tables: Sequence[PaperTable], others: Sequence[ExternalMethod], baselines: Sequence[PlannedBaseline]
+) -> None:
+    """Raises ConfigurationError for a method that is called as another line: their images would be mixed up."""
     taken = {variant.name for table in tables for variant in table.variants}
-    for other in others:
-        if other.name in taken:
-            raise ConfigurationError(f"images {other.name}: this is the name of a variant; choose another name")
+    for option, name in (*(("images", one.name) for one in others), *(("baseline", one.name) for one in baselines)):
+        if name in taken:
+            raise ConfigurationError(f"{option} {name}: this is the name of another line; choose another name")
+        taken.add(name)
 
 
 def _variants(tables: Sequence[PaperTable]) -> list[Variant]:
@@ -318,6 +331,12 @@ def _write_catalog(output: OutputFolder, benchmark: Benchmark) -> str:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in catalog_rows(benchmark)).encode()
     name = f"catalog-{hashlib.sha256(lines).hexdigest()[:16]}.jsonl"
     return output.uri(name) if name in output.list("") else output.write(name, lines)
+
+
+def _with_baselines(plan: EvaluationPlan, output: OutputFolder) -> EvaluationPlan:
+    """The plan with what its baselines have made by now as images of other methods."""
+    made = (read_baseline(one, output) for one in plan.baselines)
+    return replace(plan, others=(*plan.others, *made), baselines=())
 
 
 # ---- the work
@@ -338,6 +357,56 @@ def _make(one: PlannedVariant, model: ModelConfig, cluster: ClusterConfig, conne
         on_progress=lambda progress: hooks.on_progress(one.variant.title, progress),
         stop=hooks.stop,
         connected=connected,
+    )
+
+
+def _make_baseline(
+    one: PlannedBaseline,
+    plan: EvaluationPlan,
+    output: OutputFolder,
+    cluster: ClusterConfig,
+    connected: Cluster,
+    hooks: Hooks,
+) -> None:
+    if hooks.stop.is_set() or not one.cases:
+        return
+    logger.info("%s: %d images to make", one.name, len(one.cases))
+    memory = one.worker_memory_bytes()
+    workers = plan_workers(cluster, connected.nodes, memory)
+    work = BaselineWork(
+        one.folder(output),
+        one.make_shards(),
+        one.config,
+        plan.method.model.model_copy(update={"device": workers.device}),
+        _pictures(plan, output),
+        num_threads=workers.num_threads,
+    )
+    meter = ShardMeter(
+        "images", len(one.cases), len(work.shards), lambda found: hooks.on_progress(one.name, _to_progress(found))
+    )
+    run_shards(
+        work,
+        list(work.shards),
+        cluster=cluster,
+        on_report=meter.add,
+        check=hooks.check,
+        tick=meter.tick,
+        stop=hooks.stop,
+        worker_memory_bytes=memory,
+        connected=connected,
+    )
+    meter.tick(0, 0, force=True)
+
+
+def _to_progress(found: ShardProgress) -> Progress:
+    return Progress(
+        total=found.total,
+        done=found.done,
+        failed=found.refused,
+        in_flight=found.in_flight,
+        rate_per_s=found.rate_per_s,
+        eta_s=found.eta_s,
+        num_workers=found.num_workers,
     )
 
 
@@ -389,7 +458,8 @@ def _look(plan: EvaluationPlan, output: OutputFolder) -> Iterator[Row]:
             yield Row(one.variant.name, case, image, row)
     for other in plan.others:
         for case in plan.benchmark.cases:
-            yield Row(other.name, case, other.images.get(case.case_id))
+            missing = other.errors.get(case.case_id, "not made")
+            yield Row(other.name, case, other.images.get(case.case_id), missing=missing)
 
 
 def _key(plan: EvaluationPlan, row: Row, image: FoundImage) -> str:
@@ -407,7 +477,7 @@ def _rows(plan: EvaluationPlan, output: OutputFolder) -> Iterator[Row]:
         elif row.made is not None:
             scored = Scored({}, f"{row.made.error_code}: {row.made.error_message}")
         else:
-            scored = Scored({}, "not made")
+            scored = Scored({}, row.missing)
         yield replace(row, scored=scored)
 
 
@@ -423,6 +493,7 @@ def _facts(plan: EvaluationPlan) -> bytes:
         "sampler": method.sampler.digest(),
         "adapter": method.adapter_fingerprint,
         "tables": [table.name for table in plan.tables],
+        "others": [other.name for other in plan.others],
         "made_at": now_text(),
     }
     return (json.dumps(facts, indent=1) + "\n").encode()
@@ -434,6 +505,8 @@ def _all_scores(row: Row) -> dict[str, float]:
     if row.made is not None:
         cost = {"seconds": row.made.seconds, "num_unet_calls": float(row.made.num_unet_calls)}
         cost |= {} if row.made.num_loops is None else {"num_loops": float(row.made.num_loops)}
+    elif row.image is not None and row.image.seconds is not None:
+        cost = {"seconds": row.image.seconds}
     return {**row.scored.scores, **cost}
 
 
@@ -456,7 +529,7 @@ def _to_record(row: Row, output: OutputFolder) -> dict[str, Any]:
         "image_sha256": None if row.image is None else row.image.sha256,
         "num_loops": None if made is None else made.num_loops,
         "num_unet_calls": None if made is None else made.num_unet_calls,
-        "seconds": None if made is None else made.seconds,
+        "seconds": _all_scores(row).get("seconds"),
         "scores": list(row.scored.scores.items()),
         "error": row.scored.error,
     }

@@ -28,7 +28,7 @@ def look_closer(
 
     images: of any lines. uris: where images lie, by variant and case. A picture that cannot be read is left out.
     """
-    variant = [one for one in table.variants if not one.adapter][-1]
+    variant = [one for one in table.variants if one.is_own][-1]
     own = tuple(image for image in images if image.variant == variant.name)
     if not own:
         return None

@@ -28,7 +28,7 @@ def evaluations(tmp_path):
 
 
 def write(output, name, *, dino=0.0, clip_t=0.0, subjects=12, prompts=4, variant="decoupled", noise=0.0, **facts):
-    """An evaluation whose scores differ from those of others by so much."""
+    """An evaluation whose scores differ from those of others by so much, beside other methods that are always equal."""
     rng = np.random.default_rng(len(name))
     rows = []
     for subject in range(subjects):
@@ -37,6 +37,8 @@ def write(output, name, *, dino=0.0, clip_t=0.0, subjects=12, prompts=4, variant
             scores = [("dino", own + dino), ("clip_t", 0.3 + 0.01 * prompt + clip_t)]
             case = {"variant": variant, "case_id": f"s{subject}/p{prompt}", "subject_id": f"s{subject}"}
             rows.append({**case, "prompt_id": f"p{prompt}", "scores": scores, "error": ""})
+    equal = [("dino", 0.5), ("clip_t", 0.3)]
+    rows += [{**row, "variant": other, "scores": equal} for other in facts.get("others", ()) for row in tuple(rows)]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA), sink)
     output.write(f"{name}/images.parquet", bytes(sink.getvalue()))
@@ -80,6 +82,15 @@ def test_the_last_variant_that_both_have_is_compared(evaluations):
         compare_adapters(evaluations, "toys-v2", "toys-v1", MARGINS)
     write(evaluations, "toys-v1", variant="iterative")
     assert compare_adapters(evaluations, "toys-v2", "toys-v1", MARGINS).variant == "iterative"
+
+
+def test_other_methods_are_not_what_is_compared(evaluations):
+    """They equal themselves in both evaluations: compared, they would let any adapter pass."""
+    write(evaluations, "toys-v1", others=["IP-Adapter"])
+    write(evaluations, "toys-v2", dino=-0.2, others=["IP-Adapter"])
+    found = compare_adapters(evaluations, "toys-v2", "toys-v1", MARGINS)
+    assert found.variant == "decoupled"
+    assert not found.passed
 
 
 @pytest.mark.parametrize("field", list(FACTS))
