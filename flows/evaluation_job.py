@@ -57,7 +57,8 @@ class EvaluationSummary(Summary):
             known = ", ".join(f"{measure_name(name)} {format_decimal(value)}" for name, value in measured)
             return f"{self.reference}, as training measured it last: {known or 'nothing'}"
         rows = self.tables[0].rows
-        means = rows[-1].means if rows else {}
+        own = {variant.title for variant in self.tables[0].table.variants if variant.is_own}
+        means = next((row.means for row in reversed(rows) if row.title in own), {})
         said = ", ".join(f"{score_name(n)} {format_figure(n, means[n].mean)}" for n in list(means)[:_MAX_TOLD])
         images = plural(len(self.tables[0].rows) * self.tables[0].num_cases, "image")
         text = f"{self.reference}, {images} of {self.benchmark}: {said or 'none could be made'}"
@@ -116,6 +117,7 @@ class EvaluationJob(Job):
             return
         before, total = 0, self._plan.num_images
         left = {one.variant.title: one.plan.counts.to_do for one in self._plan.variants}
+        left |= {one.name: len(one.cases) for one in self._plan.baselines}
 
         def tell(title: str, progress: "Progress") -> None:
             nonlocal before
@@ -156,6 +158,7 @@ class EvaluationJob(Job):
     def _make_plan(self) -> "EvaluationPlan":
         from flows.planning import read_image_size
         from tasks.evaluation import read_benchmarks
+        from tasks.evaluation.baselines import plan_baselines
         from tasks.evaluation.external import read_external
         from tasks.evaluation.run import Method, plan_evaluation
         from tasks.features.model_shape import ModelShape
@@ -184,8 +187,19 @@ class EvaluationJob(Job):
             ]
             for benchmark in benchmarks
         }
+        baselines = {  # of several benchmarks those that are not of editing; of one, plan_baselines says why not
+            benchmark.name: plan_baselines(wanted.evaluation.baselines, benchmark, self.output)
+            for benchmark in benchmarks
+            if benchmark.kind != "editing" or len(benchmarks) == 1
+        }
         return plan_evaluation(
-            method, self.output, benchmarks, tables, allowed_roots=[config.folder_uri], others=others
+            method,
+            self.output,
+            benchmarks,
+            tables,
+            allowed_roots=[config.folder_uri],
+            others=others,
+            baselines=baselines,
         )
 
     def _pin(self, adapter: str, sampler: "SamplerConfig") -> "tuple[ModelConfig, str, str]":
@@ -231,16 +245,19 @@ class EvaluationJob(Job):
 
 
 def check_early(parameters: EvaluationParameters) -> None:
-    """Finds most mistakes within seconds, before a server or Ray is started: the model, the tables, the benchmark.
+    """Finds most mistakes within seconds, before a server or Ray is started: models, tables, the benchmark.
 
     Raises ConfigurationError. What needs keys in a Prefect block is looked at later, when there is a server.
     """
+    from ezigen.baselines import find_baseline
     from ezigen.models import model_fingerprint
     from tasks.evaluation import read_benchmarks
     from tasks.evaluation.run import check_suited
 
     model_fingerprint(parameters.model.model)
     tables = _choose_tables(parameters)
+    for baseline in parameters.evaluation.baselines.values():
+        find_baseline(baseline)
     config = parameters.evaluation.benchmark
     if config.is_miniature or parameters.inputs.storage_block:
         return

@@ -71,6 +71,15 @@ class EvaluationOptions:
             rich_help_panel=BENCHMARK,
         ),
     ] = None
+    baseline: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=PIPELINE[,IP_ADAPTER]",
+            help="Another method, made from its weights and measured beside: a text-to-image pipeline of diffusers, "
+            "alone or with an IP-Adapter; repeat it.",
+            rich_help_panel=BENCHMARK,
+        ),
+    ] = None
     runs: Annotated[int | None, Option(help="Images of each subject and prompt.", rich_help_panel=BENCHMARK)] = None
     num_subjects: Annotated[
         int | None, Option(help="The first so many subjects alone; 0: all.", rich_help_panel=BENCHMARK)
@@ -111,8 +120,8 @@ class EvaluationOptions:
                 "adapter": self.adapter,
                 "adapters_uri": self.adapters,
                 "output_uri": self.output,
-                "encoders": _named("--encoder", "ADAPTER", self.encoder or ()),
-                "images": _named("--images", "LOCATION", self.images or ()),
+                "encoders": _named("--encoder", "NAME=ADAPTER", self.encoder or ()),
+                "images": _named("--images", "NAME=LOCATION", self.images or ()),
                 "if_busy": "wait" if self.wait else None,
                 "storage_block": self.storage_block,
             },
@@ -128,18 +137,31 @@ class EvaluationOptions:
                 "preset": self.preset,
                 "num_steps": self.steps,
                 "face_encoder": self.face_encoder,
+                "baselines": _baselines(self.baseline) if self.baseline else None,
             },
             cluster={"address": self.address, "num_workers": self.workers, "accelerator": self.accelerator},
             assignments=self.assignments or (),
         )
 
 
-def _named(option: str, what: str, texts: Sequence[str]) -> dict[str, str]:
-    """NAME=LOCATION as name and location. Raises ConfigurationError."""
+def _baselines(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """NAME=PIPELINE or NAME=PIPELINE,IP_ADAPTER as configurations by name. Raises ConfigurationError."""
+    form = "NAME=PIPELINE or NAME=PIPELINE,IP_ADAPTER"
+    configs = {}
+    for name, files in _named("--baseline", form, texts).items():
+        pipeline, comma, ip_adapter = (part.strip() for part in files.partition(","))
+        if not pipeline or (comma and not ip_adapter):
+            raise ConfigurationError(f"--baseline {name}={files!r}: write {form}")
+        configs[name] = {"pipeline": pipeline, "ip_adapter": ip_adapter}
+    return configs
+
+
+def _named(option: str, form: str, texts: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE as value by name. Raises ConfigurationError."""
     named = {}
     for text in texts:
-        name, _, location = text.partition("=")
-        if not name or not location or name in named:
-            raise ConfigurationError(f"{option} {text!r}: write NAME={what}, each name once")
-        named[name] = location
+        name, _, value = text.partition("=")
+        if not name or not value or name in named:
+            raise ConfigurationError(f"{option} {text!r}: write {form}, each name once")
+        named[name] = value
     return named

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -343,12 +343,17 @@ _EXAMPLES = {
 
 def _check_path(text: str, path: Sequence[str], groups: Groups) -> None:
     model: type[BaseModel] | None = groups[path[0]]
+    is_key = False  # the next name is one that people have given, as of a baseline
     for depth, name in enumerate(path[1:], start=1):
+        if is_key:
+            is_key = False
+            continue
         fields = model.model_fields if model is not None else {}
         if name not in fields:
             known = f"known fields: {', '.join(fields)}" if fields else "it has no fields of its own"
             raise ConfigurationError(f"--set {text!r}: {'.'.join(path[:depth])} has no field {name!r}; {known}.")
         model = _nested_model(fields[name])
+        is_key = get_origin(fields[name].annotation) is dict
 
 
 def _nested_model(field: FieldInfo) -> type[BaseModel] | None:

@@ -1,4 +1,4 @@
-"""Tiny text-to-image pipelines of real diffusers classes and random weights, as folders in their own format."""
+"""Tiny text-to-image pipelines, and what goes with them, of real classes and random weights, in their own formats."""
 
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,37 @@ def build_tiny_sam(folder: Path) -> Path:
         size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}, mask_size={"longest_edge": 16}
     )
     SamProcessor(processor).save_pretrained(folder)
+    return folder
+
+
+def build_tiny_ip_adapter(folder: Path, unet: Any, *, is_xl: bool = False) -> Path:
+    """An IP-Adapter of random weights for a UNet, in the layout of h94/IP-Adapter: for pictures of 32 px."""
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+    from diffusers.models.embeddings import ImageProjection
+    from safetensors.torch import save_file
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(5)
+    models, projection_dim = folder / ("sdxl_models" if is_xl else "models"), 16
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32,
+        patch_size=8, projection_dim=projection_dim,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(vision).save_pretrained(models / "image_encoder")
+    text_width = unet.config.cross_attention_dim
+    projection = ImageProjection(
+        image_embed_dim=projection_dim, cross_attention_dim=text_width, num_image_text_embeds=4
+    )
+    weights = {
+        f"image_proj.{name.replace('image_embeds', 'proj')}": tensor.contiguous()
+        for name, tensor in projection.state_dict().items()
+    }
+    texts = [module for name, module in unet.named_modules() if name.endswith("attn2")]
+    for number, attention in enumerate(texts):
+        processor = IPAdapterAttnProcessor2_0(attention.to_q.in_features, text_width, num_tokens=(4,))
+        for name, tensor in processor.state_dict().items():
+            weights[f"ip_adapter.{2 * number + 1}.{name.replace('.0.', '.')}"] = 2 * tensor
+    save_file(weights, models / ("ip-adapter_sdxl.safetensors" if is_xl else "ip-adapter_sd15.safetensors"))
     return folder
 
 

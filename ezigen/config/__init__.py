@@ -4,6 +4,7 @@ This package imports neither torch nor diffusers, so that a deployment's schema,
 milliseconds instead of seconds.
 """
 
+from ezigen.config.baseline import BaselineConfig
 from ezigen.config.benchmark import BenchmarkConfig, BenchmarkKind
 from ezigen.config.catalog import MOST_SLOTS, CatalogInputs, ClusterConfig
 from ezigen.config.errors import ConfigurationError, ErrorCode, ItemError
@@ -34,6 +35,7 @@ __all__ = [
     "PRESETS",
     "SPEEDS",
     "TRAINING_PRESETS",
+    "BaselineConfig",
     "BenchmarkConfig",
     "BenchmarkKind",
     "CatalogInputs",

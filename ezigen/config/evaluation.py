@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ezigen.config.base import Config
+from ezigen.config.baseline import BaselineConfig
 from ezigen.config.benchmark import BenchmarkConfig
 from ezigen.config.presets import PRESETS
 from ezigen.config.sampler import SamplerConfig
@@ -36,7 +37,11 @@ class EvaluationConfig(Config):
         description="Measures the identity of faces as well: a face network as ONNX file, or a vision model in "
         "transformers format. Empty: does not.",
     )
-
+    baselines: dict[str, BaselineConfig] = Field(
+        default={},
+        description="Other methods, by the name of their line, whose images are made of the same cases and measured "
+        "beside: text-to-image pipelines, alone or with an IP-Adapter. Not on benchmarks of editing.",
+    )
     margins: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
         default={"dino": 0.02, "clip_t": 0.02},
         description="By how much measures may fall where a version takes the place of another: shown by the whole "

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,24 @@ WEIGHTS = {
 }
 """Stem of the weight files in the folders that have weights."""
 
+# Not the gigabytes that nothing reads: pickles, original single-file checkpoints.
+_MODEL_FILES = ("*.json", "*.txt", "model.safetensors", *(f"*/{stem}*.safetensors" for stem in {*WEIGHTS.values()}))
+
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def resolve_folder(model: str, part: str = "", *, option: str = "--model") -> Path:
+def resolve_folder(
+    model: str,
+    part: str = "",
+    *,
+    option: str = "--model",
+    example: str = EXAMPLE_MODEL,
+    wanted: Sequence[str] = _MODEL_FILES,
+) -> Path:
     """The local folder of "mini" (or a part of it, e.g. "dinov2"), of a path, or of a hub id (downloaded if need be).
 
-    Raises ConfigurationError when there is none, saying how to get it and which option then names it.
+    example: a hub id of this kind; wanted: patterns of the files that are downloaded. Raises ConfigurationError when
+    there is none, saying how to get it and which option then names it.
     """
     if model == "mini":
         from ezigen.mini import weights_folder
@@ -52,8 +64,8 @@ def resolve_folder(model: str, part: str = "", *, option: str = "--model") -> Pa
     if folder.exists():
         raise ConfigurationError(f"model {model}: this is a file; give the folder in diffusers format that holds it")
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ConfigurationError(f"model {model}: no such folder; {_remedy(EXAMPLE_MODEL, option)}")
-    return _from_hub(model, option)
+        raise ConfigurationError(f"model {model}: no such folder; {_remedy(example, option)}")
+    return _from_hub(model, option, wanted)
 
 
 def find_weights(folder: Path, component: str = "") -> list[Path]:
@@ -179,19 +191,17 @@ def check_safetensors(path: Path) -> Path:
     return path
 
 
-def _from_hub(model: str, option: str) -> Path:
+def _from_hub(model: str, option: str, wanted: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    # Not the gigabytes that nothing reads: pickles, original single-file checkpoints, the safety checker.
-    wanted = ["*.json", "*.txt", "model.safetensors", *(f"*/{stem}*.safetensors" for stem in {*WEIGHTS.values()})]
     unwanted = ["safety_checker/*", "vae_*/*", "*.fp16.*", "*non_ema*"]
     try:
         return Path(snapshot_download(model, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         pass  # not in the cache: ask the hub
     try:
-        return Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns=unwanted))
+        return Path(snapshot_download(model, allow_patterns=[*wanted], ignore_patterns=unwanted))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
         raise ConfigurationError(
             f"model {model}: no such folder, not in the local Hugging Face cache, "
@@ -201,7 +211,8 @@ def _from_hub(model: str, option: str) -> Path:
 
 def _remedy(model: str, option: str = "--model") -> str:
     folder = model.rsplit("/", 1)[-1]
-    return f"`hf download {model} --local-dir {folder}` where there is a network, then pass {option} {folder}"
+    space = "" if option.endswith(("=", ",")) else " "
+    return f"`hf download {model} --local-dir {folder}` where there is a network, then pass {option}{space}{folder}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

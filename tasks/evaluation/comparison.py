@@ -30,6 +30,8 @@ class Evaluation:
     images: tuple[ScoredImage, ...] = field(repr=False)
     circumstances: Mapping[str, Mapping[str, str]]
     """By variant what must be equal where two evaluations of it are compared."""
+    others: frozenset[str]
+    """Lines that another method or adapter made: they equal themselves, and compared would let every adapter pass."""
 
     def of(self, variant: str) -> list[ScoredImage]:
         """The measured images of a variant."""
@@ -58,7 +60,8 @@ def compare_evaluations(output: OutputFolder, new: str, old: str) -> tuple[Diffe
     Raises ConfigurationError where an evaluation is missing or damaged, or where the two cannot be compared.
     """
     ours, theirs = read_evaluation(output, new), read_evaluation(output, old)
-    shared = [variant for variant in ours.circumstances if variant in theirs.circumstances]
+    others = ours.others | theirs.others
+    shared = [variant for variant in ours.circumstances if variant in theirs.circumstances and variant not in others]
     if not shared:
         raise ConfigurationError(
             f"{output.root_uri}: {new} and {old} have no variant in common; evaluate both with the same tables."
@@ -96,6 +99,7 @@ def read_evaluation(output: OutputFolder, name: str) -> Evaluation:
             for row in measured
         )
         circumstances = {row["variant"]: _circumstances(facts, row["benchmark"]) for row in measured}
+        others = frozenset(map(str, facts["others"]))
     except FileNotFoundError as error:
         raise ConfigurationError(
             f"{where}: there is no finished evaluation; run `ezigen evaluate ADAPTER {output.root_uri}` first."
@@ -104,7 +108,7 @@ def read_evaluation(output: OutputFolder, name: str) -> Evaluation:
         raise ConfigurationError(
             f"{where} is damaged ({describe_error(error)}); evaluate the adapter again."
         ) from error
-    return Evaluation(name, images, circumstances)
+    return Evaluation(name, images, circumstances, others)
 
 
 def _circumstances(facts: Mapping[str, Any], benchmark: str) -> dict[str, str]:

@@ -17,19 +17,24 @@ _MAX_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image by its location and the SHA-256 of its bytes."""
+    """An image by its location and the SHA-256 of its bytes; seconds: what it cost, if that is known."""
 
     uri: str
     sha256: str
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class ExternalMethod:
-    """Another method by its name, and its images by case; a case without one is counted as missing."""
+    """Another method by its name, and its images by case; a case without one is counted as missing.
+
+    errors: by case why there is no image, as far as that is known.
+    """
 
     name: str
     root_uri: str
     images: Mapping[str, FoundImage] = field(repr=False)
+    errors: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def read_external(name: str, location: str, benchmark: Benchmark, locations: Locations | None = None) -> ExternalMethod:
@@ -39,7 +44,7 @@ def read_external(name: str, location: str, benchmark: Benchmark, locations: Loc
     Raises ConfigurationError where not a single case has an image, and says how files have to be called.
     """
     output = RunOutput(location, locations)
-    images = _of_run(output, benchmark) if output.list_results() else _of_folder(output, benchmark)
+    images = _of_run(output, benchmark) if output.list_results() else find_images(output, benchmark)
     if not images:
         examples = ", ".join(f"{case.case_id}.png" for case in benchmark.cases[:_MAX_EXAMPLES])
         raise ConfigurationError(
@@ -49,17 +54,14 @@ def read_external(name: str, location: str, benchmark: Benchmark, locations: Loc
     return ExternalMethod(name, output.root_uri, images)
 
 
-def _of_run(output: RunOutput, benchmark: Benchmark) -> dict[str, FoundImage]:
-    wanted = {case.case_id for case in benchmark.cases}
-    rows = ResultsLedger(output).rows("done", ["item_id", "image_uri", "image_sha256"])
-    return {
-        row.item_id: FoundImage(output.uri(row.image_uri), row.image_sha256)
-        for row in rows
-        if row.item_id in wanted and row.image_uri and row.image_sha256
-    }
+def find_images(
+    folder: OutputFolder, benchmark: Benchmark, known: Mapping[str, str] | None = None
+) -> dict[str, FoundImage]:
+    """The images in a folder that are called as a benchmark's cases, by case; an absent folder has none.
 
-
-def _of_folder(folder: OutputFolder, benchmark: Benchmark) -> dict[str, FoundImage]:
+    known: SHA-256 by case of images that need not be read. Raises ConfigurationError where it cannot be listed.
+    """
+    known = known or {}
     filesystem, root = folder.filesystem, folder.root.path.rstrip("/")
     try:
         paths = with_retries(lambda: filesystem.find(root), f"listing {folder.root_uri}")
@@ -72,8 +74,22 @@ def _of_folder(folder: OutputFolder, benchmark: Benchmark) -> dict[str, FoundIma
             by_stem.setdefault(stem, f"{stem}{dot}{suffix}")
     found = {case.case_id: by_stem[case.case_id] for case in benchmark.cases if case.case_id in by_stem}
     with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="read-images") as pool:
-        sums = pool.map(lambda relative: hashlib.sha256(folder.read(relative)).hexdigest(), found.values())
+        sums = pool.map(lambda case_id: known.get(case_id) or _hash(folder, found[case_id]), found)
         return {
             case_id: FoundImage(folder.uri(relative), sha256)
             for (case_id, relative), sha256 in zip(found.items(), sums, strict=True)
         }
+
+
+def _hash(folder: OutputFolder, relative: str) -> str:
+    return hashlib.sha256(folder.read(relative)).hexdigest()
+
+
+def _of_run(output: RunOutput, benchmark: Benchmark) -> dict[str, FoundImage]:
+    wanted = {case.case_id for case in benchmark.cases}
+    rows = ResultsLedger(output).rows("done", ["item_id", "image_uri", "image_sha256"])
+    return {
+        row.item_id: FoundImage(output.uri(row.image_uri), row.image_sha256)
+        for row in rows
+        if row.item_id in wanted and row.image_uri and row.image_sha256
+    }

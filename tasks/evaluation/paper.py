@@ -28,6 +28,11 @@ class Variant:
     is_external: bool = False
     """Whether its images come from another method."""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the evaluated adapter makes it."""
+        return not self.encoder and not self.is_external
+
     def sampler(self, base: SamplerConfig) -> SamplerConfig:
         """The evaluated sampler with this variant's changes."""
         return SamplerConfig.model_validate({**dict(base), **self.changes})
@@ -67,7 +72,7 @@ class PaperTable:
     @property
     def last_own(self) -> Variant:
         """The last line that the evaluated adapter makes."""
-        return [one for one in self.variants if not (one.encoder or one.is_external)][-1]
+        return [one for one in self.variants if one.is_own][-1]
 
 
 def beside(table: PaperTable, others: Sequence[str]) -> PaperTable:

@@ -1,9 +1,10 @@
 """An evaluation from a benchmark to tables: images of every variant by catalog runs, their scores, one row per image.
 
 In the output folder: catalog-<digest>.jsonl (a benchmark's cases), made/ (an ordinary catalog output, shared by all
-variants and adapters: what two of them have in common is made once), scores/ (see `tasks.evaluation.scoring`), and
-for every evaluated adapter a folder with images.parquet (a row per variant and case), tables/, sheets/ and
-evaluation.html. Running again makes and measures what is missing.
+variants and adapters: what two of them have in common is made once), baselines/ (images of other methods, see
+`tasks.evaluation.baselines`), scores/ (see `tasks.evaluation.scoring`), and for every evaluated adapter a folder with
+images.parquet (a row per variant and case), tables/, sheets/, evaluation.md and evaluation.html. Running again makes
+and measures what is missing.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from tasks.catalog.progress import Progress
 from tasks.catalog.results import ResultRow
 from tasks.catalog.run import run_catalog
 from tasks.cluster import Cluster, connect, plan_workers
+from tasks.evaluation.baselines import BaselineWork, PlannedBaseline, read_baseline
 from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase, catalog_rows
 from tasks.evaluation.comparison import FACTS_FILE, IMAGES_FILE
 from tasks.evaluation.external import ExternalMethod, FoundImage
@@ -34,7 +36,7 @@ from tasks.evaluation.showing import look_closer
 from tasks.evaluation.tables import MeasuredTable, ScoredImage, measure_table
 from tasks.inspection.sheet import to_jpeg
 from tasks.reports.evaluation_page import EvaluationPage, MissingImage, PageTable, render_evaluation
-from tasks.sharding import ShardReport, run_shards
+from tasks.sharding import ShardMeter, ShardProgress, ShardReport, run_shards
 from tasks.storage import Locations, OutputFolder, ResultsLedger, RunOutput
 from tasks.storage.lease import Lease
 from tasks.storage.run_record import now_text
@@ -123,6 +125,8 @@ class Part:
     """Digest of the encoders that measure."""
     others: tuple[ExternalMethod, ...] = ()
     """Other methods, each a line more in every table."""
+    baselines: tuple[PlannedBaseline, ...] = ()
+    """More of them, whose images are made by the run; see `_with_baselines`."""
 
     @property
     def judges(self) -> bool:
@@ -131,13 +135,13 @@ class Part:
 
     @property
     def num_cases(self) -> int:
-        """Images that this part has in all."""
-        return len(self.variants) * len(self.benchmark.cases)
+        """Images that are made of this part in all."""
+        return (len(self.variants) + len(self.baselines)) * len(self.benchmark.cases)
 
     @property
     def num_images(self) -> int:
         """Images that are to be made."""
-        return sum(one.plan.counts.to_do for one in self.variants)
+        return sum(one.plan.counts.to_do for one in self.variants) + sum(len(one.cases) for one in self.baselines)
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,15 @@ class Row:
     image: FoundImage | None = None
     made: ResultRow | None = None
     scored: Scored = field(default_factory=lambda: Scored({}))
+    missing: str = "not made"
+    """Why another method has no image."""
+
+    @property
+    def seconds(self) -> float | None:
+        """What the image took; None where that is not known."""
+        if self.made is not None:
+            return self.made.seconds
+        return None if self.image is None else self.image.seconds
 
 
 @dataclass(frozen=True)
@@ -181,7 +194,7 @@ class Hooks:
 
     lease: Lease | None = None
     on_progress: Callable[[str, Progress], None] = lambda _title, _progress: None
-    """Gets the title of the variant whose images are being made, and how far it is."""
+    """Gets the title of the line whose images are being made, and how far it is."""
     stop: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
@@ -198,20 +211,22 @@ def plan_evaluation(
     *,
     allowed_roots: Sequence[str],
     others: Mapping[str, Sequence[ExternalMethod]] | None = None,
+    baselines: Mapping[str, Sequence[PlannedBaseline]] | None = None,
 ) -> EvaluationPlan:
     """Decides what is to be made. Writes the benchmarks' cases as catalogs, and nothing else.
 
-    benchmarks: one of every kind that the tables are of. allowed_roots: where their pictures lie. others: by the
-    benchmark's name. Raises ConfigurationError for a table without a benchmark of its kind, or for encoders that are
-    not there.
+    benchmarks: one of every kind that the tables are of. allowed_roots: where their pictures lie. others, baselines: by
+    the benchmark's name. Raises ConfigurationError for a table without a benchmark of its kind, for encoders that are
+    not there, and for a name of two lines.
     """
     check_suited(tables, benchmarks)
     parts = []
     for benchmark in benchmarks:
         own = [makeable(table, method.encoders) for table in tables if table.kind == benchmark.kind]
         if own:
-            lines = (others or {}).get(benchmark.name, ())
-            parts.append(_plan_part(method, output, benchmark, own, allowed_roots, lines))
+            lines = tuple((others or {}).get(benchmark.name, ()))
+            to_make = tuple((baselines or {}).get(benchmark.name, ()))
+            parts.append(_plan_part(method, output, benchmark, own, allowed_roots, lines, to_make))
     return EvaluationPlan(method, tuple(parts))
 
 
@@ -221,10 +236,11 @@ def _plan_part(
     benchmark: Benchmark,
     tables: Sequence[PaperTable],
     allowed_roots: Sequence[str],
-    others: Sequence[ExternalMethod],
+    others: tuple[ExternalMethod, ...],
+    baselines: tuple[PlannedBaseline, ...],
 ) -> Part:
-    _check_names(tables, others)
-    chosen = tuple(beside(table, [other.name for other in others]) for table in tables)
+    _check_names(tables, others, baselines)
+    chosen = tuple(beside(table, [other.name for other in (*others, *baselines)]) for table in tables)
     inputs = CatalogInputs(
         catalog_uri=_write_catalog(output, benchmark),
         output_uri=output.uri("made"),
@@ -247,7 +263,7 @@ def _plan_part(
         )
         planned.append(PlannedVariant(variant, model, sampler, inputs, plan, dict(plan.keys())))
     encoders = encoders_digest(method.model, judges=benchmark.name == JUDGED)
-    return Part(benchmark, chosen, tuple(planned), encoders, tuple(others))
+    return Part(benchmark, chosen, tuple(planned), encoders, others, baselines)
 
 
 def run_evaluation(
@@ -260,14 +276,18 @@ def run_evaluation(
     made and measured is stored. Raises as `run_catalog` and `run_shards`.
     """
     hooks = hooks or Hooks()
-    if plan.num_images or _unmeasured(plan, output):
+    if plan.num_images or _unmeasured(_with_baselines(plan, output), output):
         with connect(cluster) as ray_cluster:
             for one in plan.variants:
                 _make(one, cluster, ray_cluster, hooks)
-            _measure(plan, output, cluster, ray_cluster, hooks)
+            for part in plan.parts:
+                for baseline in part.baselines:
+                    _make_baseline(baseline, plan, output, cluster, ray_cluster, hooks)
+            _measure(_with_baselines(plan, output), output, cluster, ray_cluster, hooks)
     if hooks.stop.is_set():
         return ()
     hooks.check()
+    plan = _with_baselines(plan, output)
     rows = tuple(row for part in plan.parts for row in _rows(part, output))
     output.write(f"{plan.method.name}/{IMAGES_FILE}", _to_parquet(rows, output))
     tables = _write_tables(plan, rows, output)
@@ -379,12 +399,15 @@ def check_suited(tables: Sequence[PaperTable], benchmarks: Sequence[Benchmark]) 
             )
 
 
-def _check_names(tables: Sequence[PaperTable], others: Sequence[ExternalMethod]) -> None:
-    """Raises ConfigurationError for a method that is called as a line of ours: their images would be mixed up."""
+def _check_names(
+    tables: Sequence[PaperTable], others: Sequence[ExternalMethod], baselines: Sequence[PlannedBaseline]
+) -> None:
+    """Raises ConfigurationError for a method that is called as another line: their images would be mixed up."""
     taken = {variant.name for table in tables for variant in table.variants}
-    for other in others:
-        if other.name in taken:
-            raise ConfigurationError(f"images {other.name}: this is the name of a variant; choose another name")
+    for option, name in (*(("images", one.name) for one in others), *(("baseline", one.name) for one in baselines)):
+        if name in taken:
+            raise ConfigurationError(f"{option} {name}: this is the name of another line; choose another name")
+        taken.add(name)
 
 
 def _variants(tables: Sequence[PaperTable]) -> list[Variant]:
@@ -398,6 +421,16 @@ def _write_catalog(output: OutputFolder, benchmark: Benchmark) -> str:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in catalog_rows(benchmark)).encode()
     name = f"catalog-{hashlib.sha256(lines).hexdigest()[:16]}.jsonl"
     return output.uri(name) if name in output.list("") else output.write(name, lines)
+
+
+def _with_baselines(plan: EvaluationPlan, output: OutputFolder) -> EvaluationPlan:
+    """The plan with what its baselines have made by now as images of other methods."""
+    return replace(plan, parts=tuple(_with_made(part, output) for part in plan.parts))
+
+
+def _with_made(part: Part, output: OutputFolder) -> Part:
+    made = (read_baseline(one, output) for one in part.baselines)
+    return replace(part, others=(*part.others, *made), baselines=())
 
 
 # ---- the work
@@ -418,6 +451,56 @@ def _make(one: PlannedVariant, cluster: ClusterConfig, connected: Cluster, hooks
         on_progress=lambda progress: hooks.on_progress(one.variant.title, progress),
         stop=hooks.stop,
         connected=connected,
+    )
+
+
+def _make_baseline(
+    one: PlannedBaseline,
+    plan: EvaluationPlan,
+    output: OutputFolder,
+    cluster: ClusterConfig,
+    connected: Cluster,
+    hooks: Hooks,
+) -> None:
+    if hooks.stop.is_set() or not one.cases:
+        return
+    logger.info("%s: %d images to make", one.name, len(one.cases))
+    memory = one.worker_memory_bytes()
+    workers = plan_workers(cluster, connected.nodes, memory)
+    work = BaselineWork(
+        one.folder(output),
+        one.make_shards(),
+        one.config,
+        plan.method.model.model_copy(update={"device": workers.device}),
+        _pictures(plan, output),
+        num_threads=workers.num_threads,
+    )
+    meter = ShardMeter(
+        "images", len(one.cases), len(work.shards), lambda found: hooks.on_progress(one.name, _to_progress(found))
+    )
+    run_shards(
+        work,
+        list(work.shards),
+        cluster=cluster,
+        on_report=meter.add,
+        check=hooks.check,
+        tick=meter.tick,
+        stop=hooks.stop,
+        worker_memory_bytes=memory,
+        connected=connected,
+    )
+    meter.tick(0, 0, force=True)
+
+
+def _to_progress(found: ShardProgress) -> Progress:
+    return Progress(
+        total=found.total,
+        done=found.done,
+        failed=found.refused,
+        in_flight=found.in_flight,
+        rate_per_s=found.rate_per_s,
+        eta_s=found.eta_s,
+        num_workers=found.num_workers,
     )
 
 
@@ -470,7 +553,8 @@ def _look(part: Part, output: OutputFolder) -> Iterator[Row]:
             yield Row(name, one.variant.name, case, image, row)
     for other in part.others:
         for case in part.benchmark.cases:
-            yield Row(name, other.name, case, other.images.get(case.case_id))
+            missing = other.errors.get(case.case_id, "not made")
+            yield Row(name, other.name, case, other.images.get(case.case_id), missing=missing)
 
 
 def _key(part: Part, row: Row, image: FoundImage) -> str:
@@ -488,7 +572,7 @@ def _rows(part: Part, output: OutputFolder) -> Iterator[Row]:
         elif row.made is not None:
             scored = Scored({}, f"{row.made.error_code}: {row.made.error_message}")
         else:
-            scored = Scored({}, "not made")
+            scored = Scored({}, row.missing)
         yield replace(row, scored=scored)
 
 
@@ -508,6 +592,12 @@ def _facts(plan: EvaluationPlan) -> bytes:
         "sampler": method.sampler.digest(),
         "adapter": method.adapter_fingerprint,
         "tables": [table.name for part in plan.parts for table in part.tables],
+        "others": sorted(
+            variant.name
+            for part in plan.parts
+            for variant in {one.name: one for table in part.tables for one in table.variants}.values()
+            if not variant.is_own
+        ),
         "made_at": now_text(),
     }
     return (json.dumps(facts, indent=1) + "\n").encode()
@@ -515,10 +605,10 @@ def _facts(plan: EvaluationPlan) -> bytes:
 
 def _all_scores(row: Row, unet_flop: float) -> dict[str, float]:
     """What was measured, and what the image cost."""
-    cost = {}
+    cost = {} if row.seconds is None else {"seconds": row.seconds}
     if row.made is not None:
-        num_calls = row.made.num_unet_calls
-        cost = {"seconds": row.made.seconds, "num_unet_calls": float(num_calls), "tflop": num_calls * unet_flop / 1e12}
+        num_calls = float(row.made.num_unet_calls)
+        cost |= {"num_unet_calls": num_calls, "tflop": num_calls * unet_flop / 1e12}
         cost |= {} if row.made.num_loops is None else {"num_loops": float(row.made.num_loops)}
     return {**row.scored.scores, **cost}
 
@@ -543,7 +633,7 @@ def _to_record(row: Row, output: OutputFolder) -> dict[str, Any]:
         "image_sha256": None if row.image is None else row.image.sha256,
         "num_loops": None if made is None else made.num_loops,
         "num_unet_calls": None if made is None else made.num_unet_calls,
-        "seconds": None if made is None else made.seconds,
+        "seconds": row.seconds,
         "scores": list(row.scored.scores.items()),
         "error": row.scored.error,
     }

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tasks.sharding.report import ShardReport
 
-Unit = Literal["pairs", "subjects"]
+Unit = Literal["pairs", "subjects", "images"]
 
 _WINDOW_S = 60.0
 _MIN_PERIOD_S = 0.5
@@ -16,7 +16,7 @@ _MIN_PERIOD_S = 0.5
 
 @dataclass(frozen=True)
 class ShardProgress:
-    """A moment of a run. `total`, `done` and `refused` count pairs or subjects; rates are per second."""
+    """A moment of a run. `total`, `done` and `refused` count what `unit` says; rates are per second."""
 
     total: int
     done: int

@@ -189,7 +189,7 @@ def test_a_line_of_another_subject_encoder_is_made_with_its_own_adapter(folder, 
 def test_another_method_must_not_be_called_as_one_of_our_lines(copy, tmp_path):
     case = copy.benchmark.cases[0]
     OutputFolder(str(tmp_path / "others")).write(f"{case.case_id}.png", encode_png(Image.new("RGB", (64, 64))))
-    with pytest.raises(ConfigurationError, match="images text_only: this is the name of a variant"):
+    with pytest.raises(ConfigurationError, match="images text_only: this is the name of another line"):
         copy.plan(images=tmp_path / "others", name="text_only")
 
 

@@ -29,7 +29,7 @@ def evaluations(tmp_path):
 
 
 def write(output, name, *, dino=0.0, clip_t=0.0, subjects=12, prompts=4, variant="decoupled", noise=0.0, **facts):
-    """An evaluation whose scores differ from those of others by so much."""
+    """An evaluation whose scores differ from those of others by so much, beside other methods that are always equal."""
     rng = np.random.default_rng(len(name))
     rows = []
     for subject in range(subjects):
@@ -43,10 +43,12 @@ def write(output, name, *, dino=0.0, clip_t=0.0, subjects=12, prompts=4, variant
                 "subject_id": f"s{subject}",
             }
             rows.append({**case, "prompt_id": f"p{prompt}", "scores": scores, "error": ""})
+    equal = [("dino", 0.5), ("clip_t", 0.3)]
+    rows += [{**row, "variant": other, "scores": equal} for other in facts.get("others", ()) for row in tuple(rows)]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA), sink)
     output.write(f"{name}/images.parquet", bytes(sink.getvalue()))
-    known = {**FACTS, **facts}
+    known = {**FACTS, "others": [], **facts}
     mine = {"digest": known.pop("benchmark"), "encoders": known.pop("encoders"), "subset": ""}
     output.write(f"{name}/evaluation.json", json.dumps({**known, "benchmarks": {"mine": mine}}).encode())
 
@@ -88,6 +90,15 @@ def test_the_last_variant_that_both_have_is_compared(evaluations):
         compare_adapters(evaluations, "toys-v2", "toys-v1", MARGINS)
     write(evaluations, "toys-v1", variant="iterative")
     assert compare_adapters(evaluations, "toys-v2", "toys-v1", MARGINS).variant == "iterative"
+
+
+def test_other_methods_are_not_what_is_compared(evaluations):
+    """They equal themselves in both evaluations: compared, they would let any adapter pass."""
+    write(evaluations, "toys-v1", others=["IP-Adapter"])
+    write(evaluations, "toys-v2", dino=-0.2, others=["IP-Adapter"])
+    found = compare_adapters(evaluations, "toys-v2", "toys-v1", MARGINS)
+    assert found.variant == "decoupled"
+    assert not found.passed
 
 
 @pytest.mark.parametrize("field", list(FACTS))

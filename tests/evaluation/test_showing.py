@@ -2,12 +2,13 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from tasks.evaluation.benchmarks import BenchmarkCase
-from tasks.evaluation.paper import ENCODERS, MODES
+from tasks.evaluation.paper import ENCODERS, MODES, Variant
 from tasks.evaluation.showing import MAX_WORST, look_closer
 from tasks.evaluation.tables import ScoredImage
 from tasks.storage import Locations
@@ -59,6 +60,12 @@ def test_it_is_the_last_line_with_the_worst_of_each_measure_and_their_pictures(p
 def test_a_line_of_another_adapter_is_not_looked_at(pictures):
     images = [scored("encoder_clip", 0, dino=0.1), scored("full_injection", 1, dino=0.2)]
     assert look(images, pictures, table=ENCODERS).line == "the frozen UNet"
+
+
+def test_another_method_is_not_looked_at(pictures):
+    table = replace(MODES, variants=(*MODES.variants, Variant("SD", "SD", is_external=True)))
+    images = [scored("iterative", 0, dino=0.1), scored("SD", 0, dino=0.2)]
+    assert look(images, pictures, table=table).line == "decoupled, loops until they settle"
 
 
 def test_an_edit_is_shown_beside_its_source(pictures):

@@ -9,6 +9,7 @@ PUBLIC = {
     "ezigen.adapters": "AdapterCard AdapterSet KeyValue SubjectAdapter SubjectBlock SubjectKV adapter_fingerprint "
     "add_subject_encoder attach_adapters detach_adapters detached import_checkpoint load_adapter read_card "
     "resolve_adapter save_adapter",
+    "ezigen.baselines": "Baseline BaselineRequest baseline_fingerprint find_baseline load_baseline",
     "ezigen.diffusion": "CLEAN NoiseSchedule NoiseSource PredictionType Purpose Spacing "
     "ddim_step ddpm_step dpmpp_2m_step",
     "ezigen.images": "FORMATS SUFFIXES ImageFormat Picture decode_picture encode_image encode_png fit_square "

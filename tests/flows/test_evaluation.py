@@ -9,6 +9,7 @@ from PIL import Image
 from prefect.client.schemas.objects import State
 
 from ezigen.config import (
+    BaselineConfig,
     BenchmarkConfig,
     ClusterConfig,
     ConfigurationError,
@@ -76,6 +77,23 @@ def test_a_version_is_made_and_measured_once(root: Path, reporting_here, ray_add
     assert again.result().tables == summary.tables
 
 
+def test_another_method_is_made_and_stands_beside_it(root: Path, reporting_here, ray_address):
+    cluster = ClusterConfig(address=ray_address, num_workers=1)
+    baselines = {"Text alone": BaselineConfig(pipeline="mini", num_steps=3)}
+    state = evaluate(root, cluster, baselines=baselines)
+    assert state.is_completed(), state.message
+    assert state.message.startswith("shipped@v1, 4 images of mini-dreambench: ")
+    summary = state.result()
+    assert summary.num_made == 4
+    assert [(row.title, row.missing) for row in summary.tables[0].rows] == [
+        ("decoupled, no loop", 0),
+        ("Text alone", 0),
+    ]
+    assert "Text alone" in latest_artifacts()["evaluation-figures"].data
+    assert len(list((root / "evaluation" / "baselines").rglob("*.png"))) == 2
+    assert evaluate(root, NO_RAY, baselines=baselines).message == f"nothing to do: {state.message}"
+
+
 def test_where_the_world_says_nothing_the_last_measurement_of_training_is_told(root: Path, reporting_here, tiny_model):
     state = evaluate(root, NO_RAY, str(tiny_model))
     assert state.is_completed(), state.message
@@ -95,6 +113,15 @@ def test_where_the_world_says_nothing_the_last_measurement_of_training_is_told(r
             {"encoders": {"clip": "shipped@latest"}},
             "inputs.encoders clip: adapter shipped@latest was trained with subject encoder frozen",
         ),
+        (
+            {
+                "benchmark": BenchmarkConfig(kind="mini-dreamedit", num_subjects=1),
+                "tables": ["editing"],
+                "baselines": {"SD": BaselineConfig(pipeline="mini")},
+            },
+            "baselines SD: mini-dreamedit is a benchmark of editing",
+        ),
+        ({"baselines": {"SD": BaselineConfig(pipeline="/nowhere")}}, "--baseline NAME="),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_before_ray(root: Path, reporting_here, settings, message):
@@ -145,6 +172,39 @@ def test_without_options_a_few_cases_of_the_world_are_measured():
     assert EvaluationOptions("auto", "out", runs=3).parameters().evaluation.benchmark.num_subjects == 4
     assert made.evaluation.sampler("mini").guidance_scale == 2.0
     assert made.evaluation.sampler("other").guidance_scale == 7.5
+
+
+def test_baselines_are_named_with_their_files():
+    made = EvaluationOptions(
+        "toys@v3",
+        "out",
+        baseline=["Stable Diffusion 2.1=weights/sd21", "IP=weights/sd15, weights/ip-adapter"],
+        assignments=["evaluation.baselines.IP.num_steps=30", "evaluation.margins.dino=0.01"],
+    ).parameters()
+    assert made.evaluation.baselines == {
+        "Stable Diffusion 2.1": BaselineConfig(pipeline="weights/sd21"),
+        "IP": BaselineConfig(pipeline="weights/sd15", ip_adapter="weights/ip-adapter", num_steps=30),
+    }
+    assert made.evaluation.margins == {"dino": 0.01, "clip_t": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        (["weights"], "write NAME=PIPELINE or NAME=PIPELINE,IP_ADAPTER"),
+        (["A=x", "A=y"], "each name once"),
+        (["A=x,"], "write NAME=PIPELINE or NAME=PIPELINE,IP_ADAPTER"),
+        (["A=,x"], "write NAME=PIPELINE or NAME=PIPELINE,IP_ADAPTER"),
+    ],
+)
+def test_a_baseline_that_is_written_otherwise_is_refused(baseline, message):
+    with pytest.raises(ConfigurationError, match=message):
+        EvaluationOptions("auto", "out", baseline=baseline).parameters()
+
+
+def test_a_setting_of_a_baseline_that_does_not_exist_is_told():
+    with pytest.raises(ConfigurationError, match="has no field 'steps'; known fields: pipeline, "):
+        EvaluationOptions("auto", "out", assignments=["evaluation.baselines.IP.steps=3"]).parameters()
 
 
 @pytest.mark.parametrize(
