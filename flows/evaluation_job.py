@@ -180,6 +180,7 @@ class EvaluationJob(Job):
             read_image_size(model.model),
             ModelShape.of(model.model).cost.unet_flop,
             {name: self._pin_encoder(name, adapter, sampler) for name, adapter in inputs.encoders.items()},
+            segmenter=wanted.evaluation.segmenter,
         )
         others = {
             benchmark.name: [
@@ -251,13 +252,17 @@ def check_early(parameters: EvaluationParameters) -> None:
     """
     from ezigen.baselines import find_baseline
     from ezigen.models import model_fingerprint
+    from ezigen.models.location import find_sam
     from tasks.evaluation import read_benchmarks
     from tasks.evaluation.run import check_suited
+    from tasks.evaluation.scoring import SEGMENTER_OPTION
 
     model_fingerprint(parameters.model.model)
     tables = _choose_tables(parameters)
     for baseline in parameters.evaluation.baselines.values():
         find_baseline(baseline)
+    if parameters.evaluation.segmenter:
+        find_sam(parameters.evaluation.segmenter, option=SEGMENTER_OPTION)
     config = parameters.evaluation.benchmark
     if config.is_miniature or parameters.inputs.storage_block:
         return

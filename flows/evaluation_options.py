@@ -95,6 +95,10 @@ class EvaluationOptions:
         str | None,
         Option(help="Measures faces as well: an ONNX file or a vision model.", rich_help_panel=BENCHMARK),
     ] = None
+    segmenter: Annotated[
+        str | None,
+        Option(metavar="SAM", help="Outlines the subjects of edits: facebook/sam-vit-base.", rich_help_panel=BENCHMARK),
+    ] = None
     model: Model = None
     adapters: Adapters = None
     device: Device = None
@@ -137,6 +141,7 @@ class EvaluationOptions:
                 "preset": self.preset,
                 "num_steps": self.steps,
                 "face_encoder": self.face_encoder,
+                "segmenter": self.segmenter,
                 "baselines": _baselines(self.baseline) if self.baseline else None,
             },
             cluster={"address": self.address, "num_workers": self.workers, "accelerator": self.accelerator},

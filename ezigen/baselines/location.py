@@ -8,8 +8,8 @@ from pathlib import Path
 from ezigen.config import BaselineConfig, ConfigurationError
 from ezigen.config.base import digest_values
 from ezigen.models.fingerprint import fingerprint_files
-from ezigen.models.location import check_safetensors, resolve_folder
-from ezigen.models.pipeline_folder import READ, PipelineFolder, find_pipeline
+from ezigen.models.location import READ, check_safetensors, resolve_folder
+from ezigen.models.pipeline_folder import PipelineFolder, find_pipeline
 
 EXAMPLE_IP_ADAPTER = "h94/IP-Adapter"
 MAKER_VERSION = 1

@@ -37,6 +37,11 @@ class EvaluationConfig(Config):
         description="Measures the identity of faces as well: a face network as ONNX file, or a vision model in "
         "transformers format. Empty: does not.",
     )
+    segmenter: str = Field(
+        default="",
+        description="The SAM that outlines new subjects in edited images for DINO-sub: a folder or a hub id, for "
+        "example facebook/sam-vit-base. Empty: the masks of the edits do.",
+    )
     baselines: dict[str, BaselineConfig] = Field(
         default={},
         description="Other methods, by the name of their line, whose images are made of the same cases and measured "

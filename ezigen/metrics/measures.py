@@ -6,7 +6,7 @@
 | clip_i | image, subject | cosine of CLIP's vectors, mean over the subject's pictures |
 | dino | image, subject | cosine of DINO's CLS tokens, mean over the subject's pictures |
 | dino_patch | image, subject | for every patch of the subject the cosine to the most alike patch of the image; means |
-| dino_sub | image in its mask, subject | as dino, both cut out, on white and cropped |
+| dino_sub | image in its region, subject | as dino, both cut out, on white and cropped |
 | face | image, subject | see FaceScorer; 0 where a face is missing, and face_found says how often both are there |
 | psnr, ssim | edit, source | outside of the mask, by pixels |
 | perceptual | edit, source | outside of the mask, 1 - cosine of DINO's patches of one place; 0 is untouched |
@@ -44,7 +44,8 @@ _MAX_CACHED = 4096
 class Shown:
     """An image and what it was to show.
 
-    subjects: pictures of the subject. Of an edit also the source and the mask, "L", both of the image's size.
+    subjects: pictures of the subject. Of an edit also the source and the mask, "L", both of the image's size; and the
+    region, "L", where the new subject is known to be in the image: without it that is the mask.
     """
 
     image: Image.Image
@@ -52,6 +53,7 @@ class Shown:
     subjects: tuple[Picture, ...] = ()
     source: Image.Image | None = None
     mask: Image.Image | None = None
+    region: Image.Image | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,8 @@ class Measurer:
 
     def _by_region(self, dino: ImageEncoder, shown: Sequence[Shown], scores: list[dict[str, float]]) -> None:
         wanted = [one.mask is not None and bool(one.subjects) and (~background(one.mask)).any() for one in shown]
-        regions = [cut_region(one.image, one.mask) for one in compress(shown, wanted) if one.mask is not None]
+        places = ((one.image, one.mask if one.region is None else one.region) for one in compress(shown, wanted))
+        regions = [cut_region(image, place) for image, place in places if place is not None]
         if not regions:
             return
         vectors = iter(dino.cls(_square(regions, dino.size_px)))

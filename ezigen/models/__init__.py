@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ezigen.models.blocks import transformer_blocks
     from ezigen.models.image_encoder import ImageEncoder, load_image_encoder
     from ezigen.models.pixels import to_image, to_pixels
+    from ezigen.models.segmenter import Segmenter, load_segmenter
     from ezigen.models.stack import (
         Stack,
         decode_latents,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ImageEncoder",
+    "Segmenter",
     "Stack",
     "TextCondition",
     "TextImageEncoder",
@@ -37,6 +39,7 @@ __all__ = [
     "encode_posterior",
     "encode_prompts",
     "load_image_encoder",
+    "load_segmenter",
     "load_stack",
     "load_text_image_encoder",
     "model_fingerprint",
@@ -51,6 +54,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "ImageEncoder": "image_encoder",
+        "Segmenter": "segmenter",
         "Stack": "stack",
         "TextCondition": "text",
         "TextImageEncoder": "text_image_encoder",
@@ -60,6 +64,7 @@ __getattr__ = lazy_names(
         "encode_posterior": "stack",
         "encode_prompts": "stack",
         "load_image_encoder": "image_encoder",
+        "load_segmenter": "segmenter",
         "load_stack": "stack",
         "load_text_image_encoder": "text_image_encoder",
         "to_image": "pixels",

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ezigen.models.location import (
+    READ,
     WEIGHTS,
     check_stack_folder,
+    find_sam,
     find_weights,
     is_xl,
     resolve_folder,
@@ -32,6 +34,12 @@ def image_encoder_fingerprint(folder: Path) -> str:
     """32 hex digits of what an image encoder's tokens depend on: configurations and weights."""
     configs = [path for name in ("config.json", "preprocessor_config.json") if (path := folder / name).is_file()]
     return fingerprint_files(folder, [*configs, *find_weights(folder, "image_encoder")])
+
+
+def sam_fingerprint(model: str, *, option: str = "--set model.sketch.sam_model") -> str:
+    """32 hex digits of what a SAM's outlines depend on. Raises ConfigurationError like `find_sam`."""
+    folder = find_sam(model, option=option)
+    return fingerprint_files(folder, [path for path in folder.iterdir() if path.suffix in READ])
 
 
 def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:

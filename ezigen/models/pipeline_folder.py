@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ezigen.config import ConfigurationError
-from ezigen.models.location import check_safetensors, resolve_folder
-
-READ = (".json", ".txt", ".model", ".safetensors")
-"""Suffixes of the files that transformers and diffusers read."""
+from ezigen.models.location import READ, check_safetensors, resolve_folder
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 _FAST = ("turbo", "lightning", "schnell")

@@ -13,38 +13,30 @@ if TYPE_CHECKING:
     from ezigen.sketch.engine import SketchingEngine
     from ezigen.sketch.load import load_sketcher, load_sketching_engine
     from ezigen.sketch.model import SketchModel, load_sketch_model
-    from ezigen.sketch.region import to_region
-    from ezigen.sketch.segment import Segmenter, load_segmenter
     from ezigen.sketch.sketcher import Sketcher
 
 __all__ = [
-    "Segmenter",
     "SketchModel",
     "Sketcher",
     "SketchingEngine",
     "check_sketch",
     "find_pipeline",
-    "load_segmenter",
     "load_sketch_model",
     "load_sketcher",
     "load_sketching_engine",
     "sketch_fingerprint",
-    "to_region",
     "word_attention",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "Segmenter": "segment",
         "SketchModel": "model",
         "Sketcher": "sketcher",
         "SketchingEngine": "engine",
-        "load_segmenter": "segment",
         "load_sketch_model": "model",
         "load_sketcher": "load",
         "load_sketching_engine": "load",
-        "to_region": "region",
         "word_attention": "attention",
     },
 )

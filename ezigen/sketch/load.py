@@ -3,11 +3,11 @@
 from ezigen.config import ConfigurationError, ModelConfig, SamplerConfig
 from ezigen.engine.engine import EngineLimits
 from ezigen.engine.load import load_engine
+from ezigen.models.segmenter import load_segmenter
 from ezigen.models.stack import Stack, choose_placement
 from ezigen.sketch.engine import SketchingEngine
 from ezigen.sketch.location import check_sketch
 from ezigen.sketch.model import SketchModel, load_sketch_model
-from ezigen.sketch.segment import load_segmenter
 from ezigen.sketch.sketcher import Sketcher
 
 

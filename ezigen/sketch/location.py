@@ -1,13 +1,10 @@
 """Which files a sketch model is, whether they can be one, and what tells them from others. Imports no torch."""
 
-from pathlib import Path
-
 from ezigen.config import ConfigurationError, SamplerConfig, SketchConfig
 from ezigen.config.base import digest_values
 from ezigen.models import pipeline_folder
-from ezigen.models.fingerprint import fingerprint_files
-from ezigen.models.location import find_weights, resolve_folder
-from ezigen.models.pipeline_folder import READ, PipelineFolder
+from ezigen.models.fingerprint import fingerprint_files, sam_fingerprint
+from ezigen.models.pipeline_folder import PipelineFolder
 
 
 def find_pipeline(model: str) -> PipelineFolder:
@@ -31,7 +28,7 @@ def sketch_fingerprint(config: SketchConfig, sampler: SamplerConfig) -> str:
         "config": config.model_dump(mode="json", exclude={"model", "sam_model"}),
         "fast": folder.is_fast,
         "model": fingerprint_files(folder.path, folder.files),
-        "sam": sam_fingerprint(find_sam(config.sam_model)) if config.region == "sam" else "",
+        "sam": sam_fingerprint(config.sam_model) if config.region == "sam" else "",
         "edit": sampler.edit.digest(),
     }
     return digest_values(values)
@@ -43,17 +40,3 @@ def check_sketch(config: SketchConfig, sampler: SamplerConfig) -> None:
         raise ConfigurationError(
             "mode text_only transfers nothing into a sketch model's pictures; use another mode, or no sketch model"
         )
-
-
-def find_sam(model: str, *, option: str = "--set model.sketch.sam_model") -> Path:
-    """The folder of a SAM. option: which one of the command line names it. Raises ConfigurationError."""
-    folder = resolve_folder(model, option=option)
-    if not (folder / "config.json").is_file():
-        raise ConfigurationError(f"SAM {model}: config.json is missing in {folder}; for example facebook/sam-vit-base")
-    find_weights(folder, "sam")
-    return folder
-
-
-def sam_fingerprint(folder: Path) -> str:
-    """32 hex digits of what a SAM's outlines depend on."""
-    return fingerprint_files(folder, [path for path in folder.iterdir() if path.suffix in READ])

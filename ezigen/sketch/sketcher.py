@@ -10,12 +10,12 @@ from ezigen.config import SketchConfig
 from ezigen.engine.cache import Cache
 from ezigen.images import Picture
 from ezigen.images.canvas import canvas_size
+from ezigen.images.region import find_strong, keep_main_parts, to_region
+from ezigen.models.segmenter import Segmenter
 from ezigen.models.stack import Stack
 from ezigen.sampling.request import Edit, Request
 from ezigen.sketch.attention import find_word, word_attention
 from ezigen.sketch.model import SketchModel
-from ezigen.sketch.region import find_strong, keep_main_parts, to_region
-from ezigen.sketch.segment import Segmenter
 
 logger = logging.getLogger(__name__)
 

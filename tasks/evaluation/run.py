@@ -85,6 +85,12 @@ class Method:
     """Floating-point operations of one UNet evaluation, as `ezigen.models.flop` counts them."""
     encoders: Mapping[str, "EncoderAdapter"] = field(default_factory=dict)
     """Adapters that were trained with another subject encoder, by `Variant.encoder`."""
+    segmenter: str = ""
+    """The SAM that outlines the subjects of edits; empty: their masks do."""
+
+    def segmenter_for(self, benchmark: Benchmark) -> str:
+        """It changes nothing of benchmarks without edits, so that their scores stay what they are."""
+        return self.segmenter if benchmark.kind == "editing" else ""
 
     def adapted(self, variant: Variant) -> tuple[ModelConfig, str]:
         """The model with the adapter that a variant takes, and the adapter's fingerprint."""
@@ -262,7 +268,7 @@ def _plan_part(
             image_size_px=method.image_size_px,
         )
         planned.append(PlannedVariant(variant, model, sampler, inputs, plan, dict(plan.keys())))
-    encoders = encoders_digest(method.model, judges=benchmark.name == JUDGED)
+    encoders = encoders_digest(method.model, judges=benchmark.name == JUDGED, segmenter=method.segmenter_for(benchmark))
     return Part(benchmark, chosen, tuple(planned), encoders, others, baselines)
 
 
@@ -516,6 +522,7 @@ def _measure(
         shards,
         plan.method.model.model_copy(update={"device": workers.device}),
         _pictures(plan, output),
+        segmenter=plan.method.segmenter,
         num_threads=workers.num_threads,
     )
 

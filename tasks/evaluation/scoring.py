@@ -17,7 +17,7 @@ from PIL import Image
 
 from ezigen.config import ConfigurationError, ErrorCode, ItemError, ModelConfig
 from ezigen.images import Picture, decode_picture
-from ezigen.models.fingerprint import fingerprint_files
+from ezigen.models.fingerprint import fingerprint_files, sam_fingerprint
 from tasks.catalog.rows import digest_hex, to_canonical
 from tasks.evaluation.benchmarks import BenchmarkCase
 from tasks.sharding.report import ShardReport, store_file
@@ -27,6 +27,7 @@ from tasks.storage.filesystems import describe_error
 if TYPE_CHECKING:
     from ezigen.metrics import Shown
     from ezigen.mini.recipe.judge import Bench
+    from ezigen.models import Segmenter
 
 T = TypeVar("T")
 
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 FOLDER = "scores"
 MEASURES_VERSION = 1
 """Raised when a change of the code makes other scores of the same image."""
+
+SEGMENTER_OPTION = "--segmenter"
 
 IMAGES_PER_SHARD = 64
 _IMAGES_AT_ONCE = 16
@@ -105,6 +108,8 @@ class ScoreWork:
     locations: Locations
     """How the benchmark's pictures and the images are reached."""
     num_threads: int = 1
+    segmenter: str = ""
+    """The SAM that outlines the subjects of edits; empty: the masks do."""
 
     def open(self) -> None:
         """Loads the encoders."""
@@ -117,6 +122,9 @@ class ScoreWork:
         self._measurer: Measurer = Measurer(scorer.clip, scorer.dino, scorer.face)
         judges = any(job.judged for jobs in self.shards.values() for job in jobs)
         self._bench: Bench | None = _load_bench() if judges else None
+        edits = any(job.case.source_uri for jobs in self.shards.values() for job in jobs)
+        outlines = bool(self.segmenter) and edits
+        self._segmenter: Segmenter | None = _load_segmenter(self.segmenter, self.model) if outlines else None
 
     def make(self, shard: str) -> ShardReport:
         """Measures the images of a shard and stores their rows."""
@@ -182,7 +190,15 @@ class ScoreWork:
             raise ItemError(ErrorCode.MASK_MISMATCH, f"{sizes}; an edit keeps its source's size")
         mask = self._read(case.mask_uri, pictures)
         grey = mask.mask or mask.rgb.convert("L")
-        return Shown(image, case.prompt, subjects, source, grey.resize(image.size, Image.Resampling.NEAREST))
+        fitting = grey.resize(image.size, Image.Resampling.NEAREST)
+        return Shown(image, case.prompt, subjects, source, fitting, self._outline(image, fitting))
+
+    def _outline(self, image: Image.Image, mask: Image.Image) -> Image.Image | None:
+        if self._segmenter is None:
+            return None
+        from ezigen.metrics.outlines import outline_subject
+
+        return outline_subject(self._segmenter, image, mask)
 
     def _read(self, uri: str, known: dict[str, Picture]) -> Picture:
         if uri not in known:
@@ -190,10 +206,10 @@ class ScoreWork:
         return known[uri]
 
 
-def encoders_digest(model: ModelConfig, *, judges: bool = False) -> str:
+def encoders_digest(model: ModelConfig, *, judges: bool = False, segmenter: str = "") -> str:
     """32 hex digits of the encoders that measure for this model: of their files, so that other weights are others.
 
-    judges: the world's judge is one of them.
+    judges: the world's judge is one of them; segmenter: a SAM that is.
 
     Raises ConfigurationError, with a remedy, where one is missing: figures without it would be no comparison.
     """
@@ -214,7 +230,17 @@ def encoders_digest(model: ModelConfig, *, judges: bool = False) -> str:
         from ezigen.mini.truth import judge_file
 
         prints.append(hashlib.sha256(judge_file().read_bytes()).hexdigest())
+    if segmenter:
+        prints.append(sam_fingerprint(segmenter, option=SEGMENTER_OPTION))
     return digest_hex(to_canonical(prints))
+
+
+def _load_segmenter(location: str, model: ModelConfig) -> "Segmenter":
+    from ezigen.models import load_segmenter
+    from ezigen.models.stack import choose_placement
+
+    device, _ = choose_placement(model.device, "fp32")
+    return load_segmenter(location, device=device, option=SEGMENTER_OPTION)
 
 
 def _load_bench() -> "Bench":

@@ -16,17 +16,17 @@ PUBLIC = {
     "side_by_side thumbnail_strip tiled to_picture",
     "ezigen.metrics": "CLIP_MODEL DINO_MODEL FaceEncoder FaceScorer Interval Measurer OnnxFaceEncoder Scorer Shown "
     "load_face_scorer load_scorer mean_interval paired_difference psnr ssim",
-    "ezigen.models": "ImageEncoder Stack TextCondition TextImageEncoder call_unet decode_latents encode_pictures "
-    "encode_posterior encode_prompts load_image_encoder load_stack load_text_image_encoder model_fingerprint "
-    "resolve_folder to_image to_pixels tokenize_prompts transformer_blocks",
+    "ezigen.models": "ImageEncoder Segmenter Stack TextCondition TextImageEncoder call_unet decode_latents "
+    "encode_pictures encode_posterior encode_prompts load_image_encoder load_segmenter load_stack "
+    "load_text_image_encoder model_fingerprint resolve_folder to_image to_pixels tokenize_prompts transformer_blocks",
     "ezigen.pairs": "SELECTION Box Mask PairPictures Refusal RefusalReason bounding_box check_frames "
     "check_object check_subject_mask check_target_mask connected_share count_frame_pairs cut_target "
     "decode_segmentation distinct_frames draw_frames make_coco_pair make_video_pair mask_of_value "
     "min_distance pair_rng rank_objects square_around",
     "ezigen.sampling": "Edit Generator OnStep Phase Request Sample StepReport StopReason attach_to_stack "
     "load_generator patch_similarity stop_reason",
-    "ezigen.sketch": "Segmenter SketchModel Sketcher SketchingEngine check_sketch find_pipeline load_segmenter "
-    "load_sketch_model load_sketcher load_sketching_engine sketch_fingerprint to_region word_attention",
+    "ezigen.sketch": "SketchModel Sketcher SketchingEngine check_sketch find_pipeline "
+    "load_sketch_model load_sketcher load_sketching_engine sketch_fingerprint word_attention",
     "ezigen.subject": "LearnedEncoder ProjectedTokens SUBJECT_PROMPT SubjectEncoder SubjectFeatures TrainedUNet "
     "encode_latents record_norms",
     "ezigen.training": "SOURCES Conditioner Conditions Draws Learner LossTerms StepReport TrainBatch TrainingDiverged "

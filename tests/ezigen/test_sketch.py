@@ -14,20 +14,18 @@ from pydantic import ValidationError
 from ezigen.config import ConfigurationError, ErrorCode, ItemError, ModelConfig, SamplerConfig, SketchConfig
 from ezigen.engine import Engine, EngineLimits, Networks
 from ezigen.images import Picture
-from ezigen.models import encode_prompts, transformer_blocks
+from ezigen.images.region import bounding_box, find_strong, keep_main_parts, otsu, to_region
+from ezigen.models import encode_prompts, load_segmenter, transformer_blocks
 from ezigen.sketch import (
     Sketcher,
     SketchingEngine,
     check_sketch,
-    load_segmenter,
     load_sketch_model,
     load_sketcher,
     sketch_fingerprint,
-    to_region,
     word_attention,
 )
 from ezigen.sketch.attention import find_word, record_text_attention
-from ezigen.sketch.region import bounding_box, find_strong, keep_main_parts, otsu
 from tests.ezigen.test_sampling import array, make, picture, request, sampler
 from tests.tiny_pipelines import build_tiny_flux, build_tiny_sam, build_tiny_sd3, build_tiny_sdxl
 

@@ -122,6 +122,14 @@ def test_where_the_world_says_nothing_the_last_measurement_of_training_is_told(r
             "baselines SD: mini-dreamedit is a benchmark of editing",
         ),
         ({"baselines": {"SD": BaselineConfig(pipeline="/nowhere")}}, "--baseline NAME="),
+        (
+            {
+                "benchmark": BenchmarkConfig(kind="mini-dreamedit", num_subjects=1),
+                "tables": ["editing"],
+                "segmenter": "/nowhere",
+            },
+            "then pass --segmenter sam-vit-base",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_before_ray(root: Path, reporting_here, settings, message):
@@ -153,9 +161,11 @@ def test_options_become_parameters():
         runs=2,
         steps=20,
         encoder=["dino=toys-dino@v1"],
+        segmenter="facebook/sam-vit-base",
         workers=3,
         assignments=["evaluation.benchmark.num_prompts=5"],
     ).parameters()
+    assert made.evaluation.segmenter == "facebook/sam-vit-base"
     assert made.inputs.adapter == "toys@v3"
     assert made.evaluation.tables == ("modes", "loops")
     assert made.inputs.encoders == {"dino": "toys-dino@v1"}

@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ezigen.images.region import find_strong, to_region
 from ezigen.mini.world.benchmarks import PRODUCTS, SIDE_PX
 from ezigen.mini.world.captions import describe
 from ezigen.mini.world.compose import Composer
 from ezigen.mini.world.products import HUE_SHIFTS, make_variant, select_products
 from ezigen.mini.world.scenes import SCENE_NAMES
 from ezigen.models import load_stack
-from ezigen.sketch import to_region, word_attention
-from ezigen.sketch.region import find_strong
+from ezigen.sketch import word_attention
 
 NUM_PICTURES, GROW = 24, 0.03
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from ezigen.config import ConfigurationError
+from ezigen.images.region import Found, Strength, bounding_box
+from ezigen.models.location import find_sam
 from ezigen.models.stack import no_progress_bars
-from ezigen.sketch.location import find_sam
-from ezigen.sketch.region import Found, Strength, bounding_box
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +42,14 @@ class Segmenter:
         return outlined
 
 
-def load_segmenter(location: str, *, device: torch.device) -> Segmenter:
+def load_segmenter(location: str, *, device: torch.device, option: str = "--set model.sketch.sam_model") -> Segmenter:
     """A SAM in fp32, frozen: a folder or a hub id such as facebook/sam-vit-base.
 
-    Raises ConfigurationError when it is missing or not a SAM.
+    option: which one of the command line names it. Raises ConfigurationError when it is missing or not a SAM.
     """
     from transformers import SamModel, SamProcessor
 
-    folder = find_sam(location)
+    folder = find_sam(location, option=option)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
     try:
         with no_progress_bars():
