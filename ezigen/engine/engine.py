@@ -20,6 +20,7 @@ from ezigen.config import ErrorCode, ItemError, SamplerConfig, SubjectEncoderKin
 from ezigen.diffusion import NoiseSource
 from ezigen.engine.cache import Cache
 from ezigen.engine.counters import Counters
+from ezigen.engine.ended import Ended
 from ezigen.engine.loops import LoopForecast
 from ezigen.engine.planner import Call, Kind, Lane, Leg, StepPlanner
 from ezigen.engine.route import Route
@@ -61,15 +62,6 @@ class EngineLimits:
     """Of trajectories of source pictures, beside those of the edits that are under way."""
     compiler: str | None = None
     """A backend of torch.compile, such as inductor, for the UNet's denoising steps: at most MAX_COMPILED shapes."""
-
-
-@dataclass(frozen=True, eq=False)
-class Ended:
-    """What became of one request: its sample, or the error that is its own."""
-
-    key: str
-    sample: Sample | None = None
-    error: ItemError | None = None
 
 
 class EngineFull(RuntimeError):  # noqa: N818

@@ -7,7 +7,8 @@ from dataclasses import replace
 from PIL import Image
 
 from ezigen.config import ErrorCode, ItemError
-from ezigen.engine.engine import Ended, Engine, EngineFull
+from ezigen.engine.ended import Ended
+from ezigen.engine.engine import Engine, EngineFull
 from ezigen.models.faults import is_device_fault, is_out_of_memory
 from ezigen.sampling.request import Request
 from ezigen.sampling.subjects import check_subjects

@@ -109,19 +109,19 @@ class CatalogWorker:
             return ItemReport(row, counts, self._log.take())
 
     def _start_engine(self) -> tuple[ImageEngine, ImageScorer | None]:
-        """Runs on the engine's thread: a thread's number of threads is its own."""
-        import torch
-
-        if not torch.cuda.is_available():
-            torch.set_num_threads(self.setup.num_threads)
+        """Runs on the engine's thread."""
         return self.load_engine(), self.load_scorer()
 
     def load_engine(self) -> ImageEngine:
         """The networks that make images."""
+        import torch
+
         from ezigen.engine import EngineLimits, load_engine
         from tasks.adapters.location import localize_model
 
         setup = self.setup
+        if not torch.cuda.is_available():
+            torch.set_num_threads(setup.num_threads)  # of this thread, the engine's: each has a number of its own
         model = localize_model(setup.model, setup.maker.locations)
         limits = EngineLimits(
             num_slots=setup.num_slots,

@@ -192,10 +192,10 @@ class EngineLoop:
                 order.answer.set_result(Made(one.sample, self._score(order, one.sample, scorer)))
 
     def _score(self, order: _Order, sample: "Sample", scorer: ImageScorer | None) -> dict[str, float]:
-        from ezigen.models.faults import is_device_fault
-
         if scorer is None:
             return {}
+        from ezigen.models.faults import is_device_fault
+
         started = time.perf_counter()
         try:
             return scorer.score(_small(sample.image), order.request.prompt, order.full_size)

@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ezigen.config import ErrorCode, ItemError
-from ezigen.engine import Counters
-from ezigen.engine.engine import Ended
+from ezigen.engine import Counters, Ended
 from ezigen.sampling import Request, Sample
 from tasks.actors import CatalogWorker, ItemReport
 from tasks.catalog.rows import Item
