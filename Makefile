@@ -30,11 +30,11 @@ demo: $(STAMP)  ## the sample catalog on the embedded model, into build/demo
 test: $(STAMP)  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 5
 
-lint: $(STAMP)  ## style, layers, the deployment file
+lint: $(STAMP)  ## style, layers, the deployment files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/yamllint --strict prefect.yaml
+	$(BIN)/yamllint --strict prefect.yaml infra
 
 types: $(STAMP)  ## mypy, strict
 	$(BIN)/mypy

@@ -45,7 +45,7 @@ SERVER_DEFAULTS = {"day_or": True}
 @pytest.fixture(scope="module")
 def deployed(prefect_server: Server) -> Server:
     with prefect_server.client() as client:
-        client.create_work_pool(WorkPoolCreate(name="ezigen", type="process"))
+        client.create_work_pool(WorkPoolCreate(name="ezigen", type="process"), overwrite=True)
     prefect_server.prefect("--no-prompt", "deploy", "--all")
     return prefect_server
 
