@@ -117,7 +117,7 @@ class EvaluationJob(Job):
             return
         before, total = 0, self._plan.num_images
         left = {one.variant.title: one.plan.counts.to_do for one in self._plan.variants}
-        left |= {one.name: len(one.cases) for one in self._plan.baselines}
+        left |= {one.title: len(one.cases) for one in self._plan.baselines}
 
         def tell(title: str, progress: "Progress") -> None:
             nonlocal before

@@ -47,6 +47,11 @@ class PlannedBaseline:
     """32 hex digits of the method's files and settings and of the benchmark."""
     cases: tuple[BenchmarkCase, ...] = field(repr=False)
 
+    @property
+    def title(self) -> str:
+        """As progress calls it: one method may be made on several benchmarks."""
+        return f"{self.name} on {self.benchmark.name}"
+
     def folder(self, output: OutputFolder) -> OutputFolder:
         """Where its images lie."""
         return OutputFolder(output.uri(f"{FOLDER}/{self.digest}"), output.locations)

@@ -172,6 +172,11 @@ class EvaluationPlan:
         """Of all parts."""
         return tuple(one for part in self.parts for one in part.variants)
 
+    @property
+    def baselines(self) -> tuple[PlannedBaseline, ...]:
+        """Of all parts."""
+        return tuple(one for part in self.parts for one in part.baselines)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -246,7 +251,8 @@ def _plan_part(
     baselines: tuple[PlannedBaseline, ...],
 ) -> Part:
     _check_names(tables, others, baselines)
-    chosen = tuple(beside(table, [other.name for other in (*others, *baselines)]) for table in tables)
+    lines = [*(one.name for one in others), *(one.name for one in baselines)]
+    chosen = tuple(beside(table, lines) for table in tables)
     inputs = CatalogInputs(
         catalog_uri=_write_catalog(output, benchmark),
         output_uri=output.uri("made"),
@@ -482,7 +488,7 @@ def _make_baseline(
         num_threads=workers.num_threads,
     )
     meter = ShardMeter(
-        "images", len(one.cases), len(work.shards), lambda found: hooks.on_progress(one.name, _to_progress(found))
+        "images", len(one.cases), len(work.shards), lambda found: hooks.on_progress(one.title, _to_progress(found))
     )
     run_shards(
         work,

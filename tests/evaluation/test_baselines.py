@@ -145,11 +145,11 @@ def test_a_stopped_evaluation_keeps_its_images_and_goes_on(finished, folder, clu
 
     def told(title, progress):
         titles.add(title)
-        if title == "Plain" and progress.done:
+        if title == "Plain on mini-dreambench" and progress.done:
             stop.set()
 
     assert run.run(cluster, on_progress=told, stop=stop) == ()
-    assert titles == {"text only", "Plain"}
+    assert titles == {"text only", "Plain on mini-dreambench"}
     stored = {path: path.stat().st_mtime_ns for path in run.images().values()}
     assert stored
     assert run.plan().num_images == 8 - len(stored) > 0
