@@ -118,9 +118,9 @@ def compare_adapters(
         from tasks.storage import Locations, OutputFolder
 
         registry = open_registry(adapters, storage_block)
-        names = [registry.resolve(one).reference if is_reference(one) else one for one in (new, old)]
+        new, old = (registry.resolve(one).reference if is_reference(one) else one for one in (new, old))
         output = OutputFolder(evaluations, Locations(storage_options=load_options(storage_block)))
-        print_differences(*names, compare_evaluations(output, *map(folder_name, names)))
+        print_differences(new, old, compare_evaluations(output, folder_name(new), folder_name(old)))
 
 
 @adapters_app.command("import")

@@ -87,7 +87,7 @@ class _Tally:
         """One more row."""
         self.done += status == "done"
         self.failed += status != "done"
-        if code in [*ErrorCode]:
+        if code is not None and code in [*ErrorCode]:
             self.by_code[ErrorCode(code)] += 1
         if worker:  # refused rows have none: they cost no time
             self.recent.append((finished_at, worker))
