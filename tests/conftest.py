@@ -15,6 +15,7 @@ LONGEST = (
     "pairs_run/test_run_pairs.py",
     "flows/test_command_line.py",
     "flows/test_training_flow.py",
+    "engine/test_engine.py",
     "run/test_catalog_run.py",
     "run/test_real_engine.py",
     "flows/test_training_data.py",

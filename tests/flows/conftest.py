@@ -36,6 +36,11 @@ class Server:
     api_url: str
     environment: dict[str, str]
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """By which a process finds this server."""
+        return {name: value for name, value in self.environment.items() if name.startswith("PREFECT_")}
+
     def prefect(self, *arguments: str) -> str:
         """Runs `prefect ...` against this server."""
         done = subprocess.run(
@@ -217,7 +222,5 @@ def command_line(tmp_path: Path, prefect_home: Path) -> Iterator[CommandLine]:
 @pytest.fixture
 def reporting_line(command_line: CommandLine, prefect_server: Server) -> CommandLine:
     """`ezigen` that reports to the server."""
-    command_line.environment |= {
-        name: value for name, value in prefect_server.environment.items() if name.startswith("PREFECT_")
-    }
+    command_line.environment |= prefect_server.variables
     return command_line
