@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 
@@ -60,13 +60,11 @@ class Driver:
         self._worker.send_signal(signal.SIGSTOP)
         runs = self._runs()
         print(f"stopping {len(runs)} runs", file=sys.stderr, flush=True)
-        _signal_groups(runs, signal.SIGTERM)
-        deadline = time.monotonic() + timeout_s
         members = [process for run in runs for process in (run, *_children(run))]
-        while any(map(_is_alive, members)) and self._signals < 2 and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        if any(map(_is_alive, members)):
+        _signal_groups(runs, signal.SIGTERM)
+        if not _wait(members, timeout_s, lambda: self._signals > 1):
             _signal_groups(runs, signal.SIGKILL)
+            _wait(members, END_TIMEOUT_S)
         self._worker.send_signal(signal.SIGCONT)
         self._worker.terminate()
         try:
@@ -105,6 +103,16 @@ def _signal_groups(leaders: Sequence[psutil.Process], number: signal.Signals) ->
     for leader in leaders:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(leader.pid, number)
+
+
+def _wait(processes: Sequence[psutil.Process], timeout_s: float, give_up: Callable[[], bool] = lambda: False) -> bool:
+    """Whether all of them have ended before the time was over, or before `give_up` said so."""
+    deadline = time.monotonic() + timeout_s
+    while any(map(_is_alive, processes)):
+        if give_up() or time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -98,7 +98,7 @@ def test_a_stopped_driver_has_time_to_store_what_its_runs_have_done(manifests):
     driver = the_pod(manifests, "driver")
     stop_timeout_s = float(argument(driver.container("worker"), "stop-timeout"))
     assert stop_timeout_s > RayConfig().grace_period_s + STORING_S
-    assert driver.spec["terminationGracePeriodSeconds"] > stop_timeout_s + END_TIMEOUT_S
+    assert driver.spec["terminationGracePeriodSeconds"] > stop_timeout_s + 2 * END_TIMEOUT_S
     # A RayJob's driver runs on the head.
     head = the_pod(manifests, "ray-head").spec
     assert head["terminationGracePeriodSeconds"] > RayConfig().grace_period_s + STORING_S
