@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ SERVER_DEFAULTS = {"day_or": True}
 @pytest.fixture(scope="module")
 def deployed(prefect_server: Server) -> Server:
     with prefect_server.client() as client:
-        client.create_work_pool(WorkPoolCreate(name="ezigen", type="process"), overwrite=True)
+        client.create_work_pool(WorkPoolCreate(name="ezigen", type="process"))
     prefect_server.prefect("--no-prompt", "deploy", "--all")
     return prefect_server
 
@@ -143,19 +144,24 @@ def worker(deployed: Server, tmp_path: Path) -> Iterator[None]:
     log.close()
 
 
-def test_a_cancelled_run_keeps_what_is_finished(tmp_path, deployed: Server, worker, tiny_model: Path):
-    """What Prefect's pages do on "cancel": a state, then SIGTERM to the run's processes."""
-    output = tmp_path / "out"
-    parameters = {
-        "inputs": {"catalog_uri": str(write_catalog(tmp_path / "shop", 40)), "output_uri": str(output)},
+def long_run(output: Path, model: Path) -> dict:
+    """Parameters of a run of 40 items that is not over before somebody stops it."""
+    return {
+        "inputs": {"catalog_uri": str(write_catalog(output.parent / "shop", 40)), "output_uri": str(output)},
         "model": {
-            "model": str(tiny_model),
-            "adapter": str(tiny_model / "adapter"),
-            "image_encoder": str(tiny_model / "dinov2"),
+            "model": str(model),
+            "adapter": str(model / "adapter"),
+            "image_encoder": str(model / "dinov2"),
         },
         "sampler": {"num_steps": 60, "loops": {"stop": "fixed", "num_loops": 3}},
         "cluster": {"num_workers": 1, "num_slots": 1, "flush_interval_s": 0.5, "grace_period_s": 5},
     }
+
+
+def test_a_cancelled_run_keeps_what_is_finished(tmp_path, deployed: Server, worker, tiny_model: Path):
+    """What Prefect's pages do on "cancel": a state, then SIGTERM to the run's processes."""
+    output = tmp_path / "out"
+    parameters = long_run(output, tiny_model)
     with deployed.client() as client:
         deployment = client.read_deployment_by_name(NAME)
         run_id = client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
@@ -176,6 +182,94 @@ def test_a_cancelled_run_keeps_what_is_finished(tmp_path, deployed: Server, work
     assert (
         state.message == f"stopped by SIGTERM: {len(rows)} done, 0 failed, {40 - len(rows)} left; run again to continue"
     )
+
+
+@pytest.fixture
+def driver(deployed: Server, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The same worker as a service (flows/driver.py)."""
+    command = [sys.executable, "-m", "flows.driver", "--stop-timeout=60", "--pool=ezigen", f"--name={tmp_path.name}"]
+    environment = {**deployed.environment, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    with (tmp_path / "driver.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+    yield process
+    if process.poll() is None:
+        process.terminate()
+        process.wait(90)
+
+
+def test_a_stopped_driver_keeps_what_its_runs_have_done(tmp_path, deployed: Server, driver, tiny_model: Path):
+    """What Kubernetes does to the driver's pod. Prefect's worker alone leaves the run `Running` for ever."""
+    output = tmp_path / "out"
+    with deployed.client() as client:
+        deployment = client.read_deployment_by_name(NAME)
+        parameters = long_run(output, tiny_model)
+        run_id = client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+        wait_until(lambda: stored_rows(output), "first row")
+        driver.terminate()
+        assert driver.wait(120) == 0
+        state = client.read_flow_run(run_id).state
+    assert state.is_crashed(), state
+    assert json.loads((output / "run.json").read_text())["state"] == "stopped"
+    rows = stored_rows(output)
+    assert 0 < len(rows) < 40
+    assert all(row.status == "done" for row in rows)
+
+
+SETTINGS = {
+    "EZIGEN_RAY_ADDRESS": "ezigen-head-svc:6379",
+    "EZIGEN_ROOT_URI": "s3://shop",
+    "EZIGEN_ACCELERATOR": "gpu",
+}
+FLOWS = {
+    "nightly": personalize_catalog,
+    "build-pairs": build_pairs,
+    "precompute-features": precompute_features,
+    "train-adapter": train_adapter,
+    "evaluate-adapter": evaluate_adapter,
+    "run-pipeline": run_pipeline,
+}
+
+
+@pytest.fixture(scope="module")
+def shared(deployed: Server) -> Server:
+    """The server after `infra/prefect.yaml` has replaced the deployments, from the environment of a driver: keep the
+    tests that use it last.
+    """
+    driver = replace(deployed, environment={**deployed.environment, **SETTINGS})
+    driver.prefect("--no-prompt", "deploy", "--all", "--prefect-file", "infra/prefect.yaml")
+    return driver
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_server_has_the_file_of_a_shared_cluster_with_the_settings_put_in(shared, name):
+    deployments = yaml.safe_load((ROOT / "infra/prefect.yaml").read_text())["deployments"]
+    assert {deployment["name"] for deployment in deployments} == set(FLOWS)
+    (written,) = (with_settings(deployment) for deployment in deployments if deployment["name"] == name)
+    with shared.client() as client:
+        stored = client.read_deployment_by_name(NAMES[name])
+    assert "{{" not in str(stored.parameters)
+    assert stored.parameters == written["parameters"]
+    assert stored.pull_steps == written["pull"]
+    assert stored.entrypoint == written["entrypoint"]
+    assert stored.work_pool_name == written["work_pool"]["name"]
+    assert stored.job_variables == written["work_pool"]["job_variables"]
+    assert [schedule.active for schedule in stored.schedules] == [False] * len(written["schedules"])
+    given = FLOWS[name].validate_parameters(stored.parameters)
+    assert given["cluster"].address == SETTINGS["EZIGEN_RAY_ADDRESS"]
+    assert given["cluster"].num_workers > 0
+
+
+def with_settings(value):
+    """A part of the file with the environment's values put in."""
+    match value:
+        case dict():
+            return {key: with_settings(part) for key, part in value.items()}
+        case list():
+            return [with_settings(part) for part in value]
+        case str():
+            for name, setting in SETTINGS.items():
+                value = value.replace(f"{{{{ ${name} }}}}", setting)
+    return value
 
 
 def stored_rows(output: Path) -> list[ResultRow]:

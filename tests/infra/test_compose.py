@@ -10,6 +10,7 @@ import yaml
 from compose_spec import PyCompose
 
 from ezigen.config import RayConfig
+from flows.driver import END_TIMEOUT_S
 from tests.infra.built import INFRA, argument, build, is_exact_image, the_pod
 
 FOLDER = INFRA / "compose"
@@ -170,8 +171,9 @@ def test_the_driver_stands_on_the_node_of_the_head():
 def test_a_stopped_worker_has_time_to_store_what_its_runs_have_done():
     worker = services()["worker"]
     seconds = int(worker["stop_grace_period"].removesuffix("s"))
-    assert seconds > int(argument(worker, "limit")) * 30
-    assert RayConfig().grace_period_s < 30
+    stop_timeout_s = float(argument(worker, "stop-timeout"))
+    assert seconds > stop_timeout_s + 2 * END_TIMEOUT_S
+    assert stop_timeout_s > RayConfig().grace_period_s + 10
 
 
 def test_the_database_is_the_one_of_kubernetes():
