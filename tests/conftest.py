@@ -19,6 +19,7 @@ LONGEST = (
     "run/test_catalog_run.py",
     "run/test_real_engine.py",
     "flows/test_training_data.py",
+    "evaluation/test_baselines.py",
     "evaluation/test_evaluation_run.py",
     "flows/test_training_commands.py",
 )
