@@ -26,7 +26,8 @@ _LATEX = str.maketrans(
 def heading(measured: MeasuredTable) -> str:
     """Table 3: Modes of generation, 48 images a line."""
     table = measured.table
-    number = f"Table {table.number}: " if table.number else ""
+    noun = "Tables" if " and " in table.number else "Table"
+    number = f"{noun} {table.number}: " if table.number else ""
     return f"{number}{table.title}, {plural(measured.num_cases, 'image')} a line"
 
 

@@ -1,4 +1,4 @@
-"""What a table's lines look like: a row per case, the subject first, then one image per line."""
+"""What a table's lines look like: a row per case, the subject first (of an edit also the source), then every line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from tasks.storage import Locations
 
 MAX_CASES = 12
 _PICTURE_PX = 144
+_MAX_SCORES = 2
+"""So many fit below a picture."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ def draw_table(measured: MeasuredTable, cases: Sequence[ShownCase], pictures: Lo
     cells = [cell for one in spread(cases, MAX_CASES) for cell in _draw_case(one, titles, measured, pictures)]
     if not cells:
         return None
-    return draw_sheet(cells, picture_px=_PICTURE_PX, num_columns=1 + len(titles), title=measured.table.title)
+    num_given = 2 if cases[0].case.source_uri else 1
+    return draw_sheet(cells, picture_px=_PICTURE_PX, num_columns=num_given + len(titles), title=measured.table.title)
 
 
 def spread(cases: Sequence[ShownCase], count: int) -> list[ShownCase]:
@@ -48,10 +51,13 @@ def spread(cases: Sequence[ShownCase], count: int) -> list[ShownCase]:
 
 def _draw_case(shown: ShownCase, titles: Sequence[str], measured: MeasuredTable, pictures: Locations) -> list[Cell]:
     try:
-        first = shown.case.source_uri or shown.case.subject_uris[0]
-        cells = [Cell((_read(first, pictures),), (shown.case.subject_id, shown.case.prompt))]
+        case = shown.case
+        cells = [Cell((_read(case.subject_uris[0], pictures),), (case.subject_id, case.prompt))]
+        if case.source_uri:
+            cells.append(Cell((_read(case.source_uri, pictures),), ("source", case.prompt_id)))
         for title, (uri, scores) in zip(titles, shown.images, strict=True):
-            said = [f"{score_name(name)} {scores[name]:.2f}" for name in measured.table.measures if name in scores]
+            known = [name for name in measured.table.measures if name in scores][:_MAX_SCORES]
+            said = [f"{score_name(name)} {scores[name]:.2f}" for name in known]
             cells.append(Cell((_read(uri, pictures),), (title, ", ".join(said))))
     except ItemError:  # it has no scores either, and its row says why
         return []

@@ -108,7 +108,8 @@ class EvaluationPage:
     @property
     def benchmark(self) -> str:
         """The names of the benchmarks."""
-        return " and ".join(benchmark.name for benchmark in self.benchmarks)
+        *names, last = (benchmark.name for benchmark in self.benchmarks)
+        return f"{', '.join(names)} and {last}" if names else last
 
     @property
     def cases(self) -> tuple[BenchmarkCase, ...]:
