@@ -36,11 +36,6 @@ class Server:
     api_url: str
     environment: dict[str, str]
 
-    @property
-    def variables(self) -> dict[str, str]:
-        """By which a process finds this server."""
-        return {name: value for name, value in self.environment.items() if name.startswith("PREFECT_")}
-
     def prefect(self, *arguments: str) -> str:
         """Runs `prefect ...` against this server."""
         done = subprocess.run(
@@ -222,5 +217,7 @@ def command_line(tmp_path: Path, prefect_home: Path) -> Iterator[CommandLine]:
 @pytest.fixture
 def reporting_line(command_line: CommandLine, prefect_server: Server) -> CommandLine:
     """`ezigen` that reports to the server."""
-    command_line.environment |= prefect_server.variables
+    command_line.environment |= {
+        name: value for name, value in prefect_server.environment.items() if name.startswith("PREFECT_")
+    }
     return command_line

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,15 +13,17 @@ from pathlib import Path
 import psutil
 import pytest
 import typer
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.command_line import plain_errors
 from tasks.catalog.results import ResultRow
 from tasks.storage import RunOutput
 from tasks.storage.lease import Lease
-from tests.flows.conftest import Command, CommandLine, Server
+from tests.flows.conftest import Command, CommandLine
 from tests.run.catalogs import Computed, assert_complete, write_catalog
 
 GONE = "ftp://shop.invalid/cup.png"
@@ -90,62 +91,45 @@ def test_personalize_makes_images_and_says_what_it_did(tmp_path, reporting_line:
     assert "Traceback" not in command.stderr
 
 
-def test_stopped_killed_and_repeated_a_run_is_complete(
-    tmp_path, command_line: CommandLine, prefect_server: Server, tiny_model: Path
-):
-    """SIGTERM and Ctrl-C keep what is finished, kill -9 loses no stored row, and nothing stored is made again.
-
-    The last two runs find no Prefect server: each has one of its own, which ends with it however it ends.
-    """
-    num_items = 32
-    catalog, output = write_catalog(tmp_path / "shop", num_items), tmp_path / "evicted"
+def test_stopped_killed_and_repeated_a_run_is_complete(tmp_path, reporting_line: CommandLine, tiny_model: Path):
+    """SIGTERM and Ctrl-C keep what is finished, kill -9 loses no stored row, and nothing stored is made again."""
+    catalog, output = write_catalog(tmp_path / "shop", 24), tmp_path / "evicted"
     arguments = ("personalize", catalog, output, "--model", tiny_model, "--adapter", tiny_model / "adapter", *LIGHT)
-    computed = Computed(output)
 
-    # Nothing is stored before the end, so whatever is there then has been stored because of the signal.
-    late = ("--set", "cluster.flush_interval_s=600", "--set", "cluster.shard_size=1000")
-    evicted = command_line.start(*arguments, *late, light=True, **SLOW, **prefect_server.variables)
-    evicted.wait_until(lambda: len(computed.keys()) >= 4, "4 computed items")
+    evicted = reporting_line.start(*arguments, light=True, **SLOW)
+    wait_for_rows(evicted, output)
     started = time.monotonic()
-    os.killpg(evicted.process.pid, signal.SIGTERM)  # to its workers, too, as a container's end does
+    evicted.process.send_signal(signal.SIGTERM)
     assert evicted.wait() == 143, evicted.stderr
     assert time.monotonic() - started < 25
     assert "left; run again to continue" in evicted.stdout
     kept = {row.item_key for row in stored_rows(output)}
-    assert 4 <= len(kept) < num_items
-    assert set(computed.keys()) == kept  # nothing in flight was lost
+    assert 0 < len(kept) < 24
+    assert set(Computed(output).keys()) == kept
     assert json.loads((output / "run.json").read_text())["state"] == "stopped"
     assert_nothing_left(evicted)
-    assert last_state(prefect_server, output.name).type is StateType.CRASHED
+    assert last_state(reporting_line, output.name).type is StateType.CRASHED
 
-    interrupted = command_line.start(*arguments, light=True, **SLOW, **prefect_server.variables)
+    interrupted = reporting_line.start(*arguments, light=True, **SLOW)
     wait_for_rows(interrupted, output, len(kept) + 1)
     os.killpg(interrupted.process.pid, signal.SIGINT)  # as a terminal does
     assert interrupted.wait() == 130, interrupted.stderr
     assert "Traceback" not in interrupted.stderr
-    assert last_state(prefect_server, output.name).type is StateType.CANCELLED
+    assert last_state(reporting_line, output.name).type is StateType.CANCELLED
 
     kept = {row.item_key for row in stored_rows(output)}
-    killed = command_line.start(*arguments, light=True, **SLOW)
+    killed = reporting_line.start(*arguments, light=True, **SLOW)
     wait_for_rows(killed, output, len(kept) + 1)
-    time.sleep(random.uniform(0.0, 0.5))
-    children = psutil.Process(killed.process.pid).children(recursive=True)
-    servers = [child for child in children if "prefect" in " ".join(child.cmdline())]
-    assert servers
     killed.process.kill()
     killed.wait()
     assert_nothing_left(killed)
-    assert not psutil.wait_procs(servers, timeout=20)[1]
 
     kept = {row.item_key for row in stored_rows(output)}
-    num_computed = len(computed.keys())
-    last = command_line.run(*arguments, light=True)
+    num_computed = len(Computed(output).keys())
+    last = reporting_line.run(*arguments, light=True)
     assert last.process.returncode == 0, last.stderr
-    assert "starting a temporary Prefect server" in last.stderr
-    assert (output / "report.html").is_file()
-    assert_complete(output, num_items)
-    assert kept.isdisjoint(computed.keys()[num_computed:])
-    assert_nothing_left(last)
+    assert_complete(output, 24)
+    assert kept.isdisjoint(Computed(output).keys()[num_computed:])
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path, ezigen, reporting_here):
@@ -166,12 +150,35 @@ def test_an_output_in_use_is_refused_with_code_3(tmp_path, ezigen, reporting_her
     assert "Traceback" not in command.stderr
 
 
-def last_state(server: Server, name: str) -> State:
+def last_state(line: CommandLine, name: str) -> State:
     """The state of the latest flow run with this name, as the server has it."""
     chosen = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
-    with server.client() as client:
+    api_url = line.environment["PREFECT_API_URL"]
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
         (run,) = client.read_flow_runs(flow_run_filter=chosen, sort=FlowRunSort.START_TIME_DESC, limit=1)
     return run.state
+
+
+# ---- a temporary server
+
+
+def test_without_a_server_one_lives_as_long_as_the_command(tmp_path, command_line: CommandLine):
+    catalog, output = refused_catalog(tmp_path / "shop"), tmp_path / "out"
+    first = command_line.run("personalize", catalog, output)
+    assert first.process.returncode == 1
+    assert "starting a temporary Prefect server" in first.stderr
+    assert "2 of 2 items failed" in first.stdout
+    assert (output / "report.html").is_file()
+    assert_nothing_left(first)
+
+
+def test_a_killed_command_leaves_no_server_behind(tmp_path, command_line: CommandLine):
+    command = command_line.start("personalize", refused_catalog(tmp_path / "shop"), tmp_path / "out")
+    command.wait_until(lambda: psutil.Process(command.process.pid).children(), "the server")
+    (server,) = psutil.Process(command.process.pid).children()
+    command.process.kill()
+    command.wait()
+    assert not psutil.wait_procs([server], timeout=20)[1]
 
 
 # ---- mistakes

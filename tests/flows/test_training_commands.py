@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import StateType
 from ezigen.config import RayConfig
 from tasks.pairs import plan_pairs, run_pairs
 from tasks.storage import OutputFolder
-from tests.flows.conftest import ROOT, CommandLine, Server
+from tests.flows.conftest import ROOT, CommandLine
 from tests.flows.test_command_line import assert_nothing_left, last_state
 from tests.flows.test_training_data import CONFIG
 from tests.pairs_run.conftest import World, read_pairs, stored_bytes, world
@@ -122,13 +122,11 @@ def test_a_finished_set_costs_seconds(finished_pairs, world, ezigen, reporting_h
     assert f"card: {finished_pairs / 'card.html'}" in command.stdout
 
 
-def test_sigterm_keeps_finished_shards_and_another_run_makes_the_others(
-    tmp_path, world, reporting_line: CommandLine, ezigen, reporting_here: Server, ray_address
-):
+def test_sigterm_keeps_finished_shards_and_another_run_makes_the_others(tmp_path, world, reporting_line: CommandLine):
     output = tmp_path / "stopped"
     # Large pictures and a shard for each, so that there is time to stop it.
     large = ("--size", 1024, "--pairs-per-shard", 1, "--set", "pairs.coco.min_area_px=100", "--workers", 1)
-    wanted = ("pairs", output, "--coco", world.coco, "--num-coco", 8, *large)
+    wanted = ("pairs", output, "--coco", world.coco, "--num-coco", 12, *large)
     stopped = reporting_line.start(*wanted)
     stopped.wait_until(lambda: list(output.glob("pairs/*.parquet")), "a first shard")
     stopped.process.send_signal(signal.SIGTERM)
@@ -136,16 +134,16 @@ def test_sigterm_keeps_finished_shards_and_another_run_makes_the_others(
     assert "left; run again to continue" in stopped.stdout
     assert "Traceback" not in stopped.stderr
     assert_nothing_left(stopped)
-    assert last_state(reporting_here, output.name).type is StateType.CRASHED
+    assert last_state(reporting_line, output.name).type is StateType.CRASHED
     kept = stored_bytes(output)
-    assert 0 < len(list(output.glob("pairs/*.parquet"))) < 8
+    assert 0 < len(list(output.glob("pairs/*.parquet"))) < 12
     assert not (output / "manifest.json").exists()
     assert not (output / "card.html").exists()
 
-    again = ezigen(*wanted, "--address", ray_address)
-    assert again.returncode == 0, again.stderr
+    again = reporting_line.run(*wanted)
+    assert again.process.returncode == 0, again.stderr
     ids = read_pairs(output, ["pair_id"]).column(0).to_pylist()
-    assert len(ids) == len(set(ids)) == 8
+    assert len(ids) == len(set(ids)) == 12
     assert kept.items() <= stored_bytes(output).items()
 
 

@@ -76,7 +76,7 @@ def follower():
 
 @pytest.fixture(scope="module")
 def cluster(ray_address: str) -> RayConfig:
-    return RayConfig(address=ray_address, num_workers=1)
+    return RayConfig(address=ray_address, num_workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_a_lost_cluster_is_tried_again_with_a_new_plan(folder, world, reporting_
 
 
 def test_both_flows_on_s3_with_the_keys_of_a_block(
-    world, cluster, reporting_here, s3_server, s3_folder, tiny_model, monkeypatch
+    tmp_path, world, cluster, reporting_here, s3_server, s3_folder, tiny_model, monkeypatch
 ):
     options = s3_server.storage_options
     keys = {"access_key_id": options["key"], "secret_access_key": options["secret"]}
@@ -226,8 +226,11 @@ def test_both_flows_on_s3_with_the_keys_of_a_block(
     )
     state = build_pairs(inputs, CONFIG, cluster, return_state=True)
     assert state.message.startswith("8 pairs"), state.message
+    here, _ = run_pairs_flow(world, tmp_path / "pairs", cluster, youtube_vis_uri="", num_coco_pairs=8)
+    assert here.message == state.message
     (name,) = remote.list("pairs/pairs")
-    assert pq.read_table(pa.BufferReader(remote.read(f"pairs/pairs/{name}"))).num_rows == 8
+    there = pq.read_table(pa.BufferReader(remote.read(f"pairs/pairs/{name}"))).drop_columns("target_uri")
+    assert there.equals(read_pairs(tmp_path / "pairs").drop_columns("target_uri"))
 
     state, _ = run_features_flow(f"{s3_folder}/pairs", f"{s3_folder}/store", tiny_model, cluster, storage_block="data")
     assert state.is_completed(), state.message

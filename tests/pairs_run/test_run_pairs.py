@@ -23,7 +23,6 @@ from tasks.pairs import TooManyRefused
 from tasks.pairs.schema import PAIRS_SCHEMA
 from tasks.sharding import ShardProgress
 from tasks.storage import OutputFolder
-from tasks.storage.lease import Lease
 from tests.pairs_run.conftest import CONFIG, Build, World, read_pairs, stored_bytes
 from tests.run.conftest import wait_until
 from tests.run.test_kills import assert_gone
@@ -79,30 +78,15 @@ def test_the_manifest_lists_every_object_with_its_checksum(reference):
     assert (manifest["kind"], manifest["counts"]["built"]) == ("pairs", {"coco": 40, "youtube_vis": 30})
 
 
-def test_more_workers_of_which_one_is_killed_give_the_same_bytes(world, reference, tmp_path, ray_address):
+def test_more_workers_give_the_same_bytes(world, reference, tmp_path, ray_address):
+    """Four of them; two are compared where one of them is killed."""
     seen: list[ShardProgress] = []
-    killed: list[int] = []
-
-    def kill_one(progress: ShardProgress) -> None:
-        seen.append(progress)
-        workers = [p for p in psutil.Process().children(recursive=True) if "MapWorker" in p.name() + title(p)]
-        if progress.shards_done and not killed and workers:
-            killed.append(workers[0].pid)
-            workers[0].kill()
-
-    outcome = Build(world.inputs(tmp_path)).run(ray_address, 3, on_progress=kill_one)
-    assert killed
+    outcome = Build(world.inputs(tmp_path)).run(ray_address, 4, on_progress=seen.append)
     assert stored_bytes(tmp_path) == stored_bytes(reference)
     assert (outcome.state, outcome.built, outcome.shards_kept) == ("finished", 70, 0)
     assert outcome.per_source["coco"].missing == 0
     assert (seen[-1].total, seen[-1].done, seen[-1].unit) == (70, 70, "pairs")
     assert seen[-1].shards_done == seen[-1].shards_total == outcome.shards_made
-
-
-def title(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-        return process.cmdline()[0]
-    return ""
 
 
 def test_a_finished_set_needs_no_ray_and_a_damaged_shard_is_built_alone(world, reference, tmp_path, ray_address):
@@ -121,6 +105,27 @@ def test_a_finished_set_needs_no_ray_and_a_damaged_shard_is_built_alone(world, r
     assert stored_bytes(output) == stored_bytes(reference)
 
 
+def test_a_killed_worker_costs_nothing(world, reference, tmp_path, ray_address):
+    killed: list[int] = []
+
+    def kill_one(progress: ShardProgress) -> None:
+        workers = [p for p in psutil.Process().children(recursive=True) if "MapWorker" in p.name() + title(p)]
+        if progress.shards_done and not killed and workers:
+            killed.append(workers[0].pid)
+            workers[0].kill()
+
+    outcome = Build(world.inputs(tmp_path)).run(ray_address, 2, on_progress=kill_one)
+    assert killed
+    assert outcome.state == "finished"
+    assert stored_bytes(tmp_path) == stored_bytes(reference)
+
+
+def title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+        return process.cmdline()[0]
+    return ""
+
+
 def test_a_stopped_run_goes_on_where_it_ended(world, reference, tmp_path, ray_address):
     stop = threading.Event()
     with stop_when_stored(tmp_path / "pairs", stop):
@@ -134,27 +139,27 @@ def test_a_stopped_run_goes_on_where_it_ended(world, reference, tmp_path, ray_ad
     assert stored_bytes(tmp_path) == stored_bytes(reference)
 
 
-def test_a_killed_driver_leaves_nothing_that_the_next_run_does_not_finish(world, reference, tmp_path, ray_address):
+def test_a_killed_driver_leaves_nothing_that_the_next_run_does_not_finish(world, reference, tmp_path):
     output, rng = tmp_path / "out", random.Random()
-    few = rng.randint(0, 4)
-    process = start_driver(world.inputs(output), tmp_path)
-    wait_until(
-        lambda: (output.exists() and len(list(output.glob("pairs/r*"))) >= few) or process.poll() is not None,
-        120,
-        f"{few} stored shards",
-    )
-    time.sleep(rng.uniform(0.0, 0.4))
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.wait()
-    assert_gone(children)
+    for num_stored in (0, rng.randint(1, 4)):
+        process = start_driver(world.inputs(output), tmp_path)
+        wait_until(
+            lambda n=num_stored, p=process: (
+                (len(list(output.glob("pairs/r*"))) >= n and output.exists()) or p.poll() is not None
+            ),
+            120,
+            f"{num_stored} stored shards",
+        )
+        time.sleep(rng.uniform(0.0, 0.4))
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        assert_gone(children)
     kept = {path.name: path.stat().st_mtime_ns for path in output.glob("pairs/r*")}
-    assert few <= len(kept) < 12, (tmp_path / "log").read_text()
-    build = Build(world.inputs(output))
-    with Lease(build.output, "test", ttl_s=5) as lease:
-        outcome = build.run(ray_address, 1, lease=lease)
-    assert (outcome.state, outcome.built) == ("finished", 70)
-    assert outcome.shards_made == len(list(output.glob("pairs/r*"))) - len(kept)
+    process = start_driver(world.inputs(output), tmp_path)
+    assert process.wait(120) == 0, (tmp_path / "log").read_text()
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome == {"state": "finished", "built": 70, "made": len(list(output.glob("pairs/r*"))) - len(kept)}
     assert {name: (output / "pairs" / name).stat().st_mtime_ns for name in kept} == kept  # nothing was built twice
     assert stored_bytes(output) == stored_bytes(reference)
 
@@ -204,13 +209,9 @@ def damaged(world, tmp_path) -> World:
     return copy
 
 
-SMALL = CONFIG.model_copy(update={"size_px": 64})
-"""Where nothing has to be stopped in the middle."""
-
-
 def test_further_rounds_make_up_for_damaged_pictures(damaged, tmp_path, ray_address):
     inputs = damaged.inputs(tmp_path / "out", num_youtube_vis_pairs=0)
-    outcome = Build(inputs, SMALL).run(ray_address, 2)
+    outcome = Build(inputs).run(ray_address, 2)
     assert (outcome.state, outcome.built) == ("finished", 40)
     assert outcome.num_rounds > 1
     assert outcome.refused["picture_undecodable"] > 0
@@ -219,7 +220,7 @@ def test_further_rounds_make_up_for_damaged_pictures(damaged, tmp_path, ray_addr
     ids = read_pairs(tmp_path / "out", ["pair_id"]).column(0).to_pylist()
     assert len(set(ids)) == 40
 
-    alone = Build(inputs.model_copy(update={"output_uri": str(tmp_path / "alone")}), SMALL)
+    alone = Build(inputs.model_copy(update={"output_uri": str(tmp_path / "alone")}))
     alone.run(ray_address, 1)
     assert stored_bytes(tmp_path / "alone") == stored_bytes(tmp_path / "out")
 
@@ -231,27 +232,30 @@ def test_where_most_pictures_are_missing_the_rest_is_found_and_no_more(world, tm
     for number, path in enumerate(pictures):
         if number % 8:
             path.unlink()
-    inputs = copy.inputs(tmp_path / "out", num_youtube_vis_pairs=0, num_coco_pairs=8, max_refused_share=1.0)
-    outcome = Build(inputs, SMALL).run(ray_address, 1)
-    assert (outcome.state, outcome.built) == ("finished", 8)
-    assert outcome.num_rounds > 2
-    assert outcome.built + sum(outcome.refused.values()) < outcome.per_source["coco"].candidates
+    outputs = [tmp_path / f"of-{num_workers}" for num_workers in (1, 2)]
+    for num_workers, output in enumerate(outputs, start=1):
+        inputs = copy.inputs(output, num_youtube_vis_pairs=0, num_coco_pairs=8, max_refused_share=1.0)
+        outcome = Build(inputs).run(ray_address, num_workers)
+        assert (outcome.state, outcome.built) == ("finished", 8)
+        assert outcome.num_rounds > 2
+        assert outcome.built + sum(outcome.refused.values()) < outcome.per_source["coco"].candidates
+    assert stored_bytes(outputs[0]) == stored_bytes(outputs[1])
 
 
 def test_a_run_stopped_between_two_rounds_is_not_finished(damaged, tmp_path, ray_address):
     build = Build(damaged.inputs(tmp_path / "out", num_youtube_vis_pairs=0))
     num_shards, stop = len(build.plan().shards), threading.Event()
     with stop_when_stored(tmp_path / "out/pairs", stop, num_shards):
-        outcome = build.run(ray_address, 1, stop=stop)
+        outcome = build.run(ray_address, 2, stop=stop)
     assert (outcome.state, outcome.num_rounds) == ("stopped", 1)
     assert outcome.built < 40
     assert not (tmp_path / "out/manifest.json").exists()
-    assert build.run(ray_address, 1).built == 40
+    assert build.run(ray_address, 2).built == 40
 
 
 def test_refusals_that_others_make_up_for_are_no_failure(world, tmp_path, ray_address):
     # Draws of two frames are refused again and again where an object is small in most of them.
-    config = SMALL.model_copy(update={"youtube_vis": CONFIG.youtube_vis.model_copy(update={"min_mask_share": 0.06})})
+    config = CONFIG.model_copy(update={"youtube_vis": CONFIG.youtube_vis.model_copy(update={"min_mask_share": 0.06})})
     inputs = world.inputs(tmp_path / "enough", num_coco_pairs=0, num_youtube_vis_pairs=12, max_refused_share=0.0)
     outcome = Build(inputs, config).run(ray_address, 1)
     assert (outcome.state, outcome.built) == ("finished", 12)
@@ -264,7 +268,7 @@ def test_refusals_that_others_make_up_for_are_no_failure(world, tmp_path, ray_ad
 
 def test_a_set_that_stays_too_small_is_finished_and_too_many_refusals_are_not(damaged, tmp_path, ray_address):
     inputs = damaged.inputs(tmp_path, num_youtube_vis_pairs=0, num_coco_pairs=10**6, max_refused_share=0.01)
-    build = Build(inputs, SMALL)
+    build = Build(inputs)
     with pytest.raises(TooManyRefused, match=r"inputs\.max_refused_share") as failed:
         build.run(ray_address, 1)
     outcome = failed.value.outcome

@@ -1,8 +1,11 @@
-"""A catalog run in a process of its own, to be killed: `python -m tests.run.driver CATALOG OUTPUT`."""
+"""A catalog run in a process of its own, to be killed: `python -m tests.run.driver CATALOG OUTPUT [options]`."""
 
+import argparse
 import json
 import logging
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from ezigen.config import CatalogInputs, ClusterConfig, ModelConfig, SamplerConfig
@@ -12,8 +15,9 @@ from tasks.catalog.plan import CatalogPlan, plan_catalog
 from tasks.catalog.run import run_catalog
 from tasks.storage import RunOutput
 from tasks.storage.lease import Lease
-from tests.run.light import LightWorker
+from tests.run.light import DoomedWorker, LightWorker
 
+WORKERS = {"light": LightWorker, "doomed": DoomedWorker, "real": CatalogWorker}
 SAMPLER = SamplerConfig()
 
 
@@ -43,11 +47,33 @@ def run(inputs: CatalogInputs, worker: type[CatalogWorker] = LightWorker, **opti
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("catalog")
+    parser.add_argument("output")
+    parser.add_argument("--worker", choices=WORKERS, default="light")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--shard", type=int, default=4)
+    parser.add_argument("--flush", type=float, default=1.0)
+    parser.add_argument("--grace", type=float, default=20.0)
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    catalog, output = sys.argv[1:]
-    cluster = ClusterConfig(num_workers=2, num_slots=2, num_ahead=2, shard_size=4, flush_interval_s=1.0)
-    outcome = run(CatalogInputs(catalog_uri=catalog, output_uri=output), cluster=cluster)
-    Path(output, "outcome.json").write_text(json.dumps({"state": outcome.state, "done": outcome.done}))
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    cluster = ClusterConfig(
+        num_workers=options.workers,
+        num_slots=options.slots,
+        num_ahead=2,
+        shard_size=options.shard,
+        flush_interval_s=options.flush,
+        grace_period_s=options.grace,
+    )
+    inputs = CatalogInputs(catalog_uri=options.catalog, output_uri=options.output)
+    outcome = run(inputs, WORKERS[options.worker], cluster=cluster, stop=stop)
+    Path(options.output, "outcome.json").write_text(
+        json.dumps({"state": outcome.state, "done": outcome.done, "failed": outcome.failed, "total": outcome.total})
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    head = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    head = Cluster(initialize_head=True, head_node_args=NODE)
     second = head.add_node(**NODE)
     config = ClusterConfig(address=head.address)
     with connect(config) as cluster:

@@ -4,9 +4,7 @@ import dataclasses
 import json
 import logging
 import os
-import signal
 import threading
-from collections import Counter
 
 import pytest
 import ray
@@ -17,10 +15,10 @@ from tasks.catalog.outcome import TooManyFailures
 from tasks.catalog.run import run_catalog
 from tasks.storage import RunOutput
 from tasks.storage.lease import LeaseLost
-from tests.run.catalogs import Computed, assert_complete, resolved_rows, write_catalog
+from tests.run.catalogs import Computed, assert_complete, image_hashes, resolved_rows, write_catalog
 from tests.run.conftest import is_alive, wait_until
 from tests.run.driver import SAMPLER, make_plan, run
-from tests.run.light import DoomedWorker, LightWorker, SlowWorker
+from tests.run.light import DoomedWorker, LightWorker
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_address")]
 
@@ -111,44 +109,36 @@ def test_a_finished_run_does_nothing_until_failed_items_are_asked_for(tmp_path, 
     assert len(run_record(tmp_path)["history"]) == 1
 
 
-def test_other_workers_mates_and_order_and_another_store_give_the_same_rows_and_images(tmp_path, s3_folder, tiny_model):
-    """With the real method on a tiny stack: two workers here, and one with pictures and images on S3, in another order.
+def test_the_same_run_on_s3_gives_the_same_rows_and_images(tmp_path, s3_folder, tiny_model):
+    """With the real method on a tiny stack, whose pictures come from the store and whose images go there.
 
     Ray runs since before the credentials were set here, so the workers can only have them from the run.
     """
-    catalog = write_catalog(tmp_path, 7, prompts={3: ""}, subject_uri={4: "missing.png"})
+    catalog = write_catalog(tmp_path, 6, prompts={3: ""}, subject_uri={4: "missing.png"})
     folder = RunOutput(s3_folder)
-    for path in tmp_path.glob("*.png"):
+    for path in tmp_path.glob("*.*"):
         folder.write(path.name, path.read_bytes())
-    head, *lines = catalog.read_bytes().splitlines()
-    folder.write("catalog.csv", b"\n".join([head, *reversed(lines)]))
     sampler = SamplerConfig(num_steps=4, guidance_scale=2.0)
     options = {"worker": run_module.CatalogWorker, "model": tiny_model, "sampler": sampler}
-    run(inputs(tmp_path, catalog, max_failed_share=0.5), **options, cluster=cluster(num_workers=2, num_slots=3))
+    options["cluster"] = cluster(num_workers=1)
+    run(inputs(tmp_path, catalog, max_failed_share=0.5), **options)
 
-    one = cluster(num_workers=1, num_slots=3)
     given = CatalogInputs(catalog_uri=f"{s3_folder}/catalog.csv", output_uri=f"{s3_folder}/out", max_failed_share=0.5)
-    outcome = run(given, **options, cluster=one)
-    assert (outcome.done, outcome.failed) == (5, 2)
+    outcome = run(given, **options)
+    assert (outcome.done, outcome.failed) == (4, 2)
     stored, local = resolved_rows(given.output_uri), resolved_rows(tmp_path / "out")
     assert settled(stored) == settled(local)
     done = [row for row in stored.values() if row.status == "done"]
     assert all(row.num_loops >= 3 and row.similarities and row.preview for row in done)
-    assert all(row.num_unet_calls > 8 and row.preview_panels == row.num_loops + 3 for row in done)
     assert {row.error_code for row in stored.values()} == {None, ErrorCode.ROW_INVALID, ErrorCode.IMAGE_MISSING}
     for row in done:
         assert RunOutput(given.output_uri).read(row.image_uri) == (tmp_path / "out" / row.image_uri).read_bytes()
-    assert len({row.image_sha256 for row in done}) == 5
-    measured = run_record(tmp_path)["measurements"]
-    assert measured["unet_calls"]["encode"] <= 5
-    assert measured["num_unet_calls"] >= sum(measured["unet_calls"].values())
-    assert 0 < measured["slot_occupancy"]["transfer"] <= 1
-    assert run(given, **options, cluster=one).nothing_to_do
+    assert run(given, **options).nothing_to_do
 
 
 def settled(rows) -> dict[str, dict]:
-    """Every field that another run would give again: all but its name, its clock, its order and who did the work."""
-    changing = {"run_id", "finished_at", "seconds", "worker", "row_index"}
+    """Every field that a second run would give again: all but the run's name, its clock, and who did the work."""
+    changing = {"run_id", "finished_at", "seconds", "worker"}
     return {
         name: {field: value for field, value in dataclasses.asdict(row).items() if field not in changing}
         for name, row in rows.items()
@@ -164,33 +154,6 @@ def test_a_row_that_kills_its_worker_is_condemned_alone(tmp_path):
     assert (row.error_code, row.attempts) == (ErrorCode.WORKER_DIED, 2)
 
 
-def test_a_lone_worker_that_is_killed_is_replaced_and_every_item_is_done_once(tmp_path):
-    """With one worker there is no mate to take over: what it held waits for the next one."""
-    num_items, killed = 10, []
-    done_before: set[str] = set()
-    computed = Computed(tmp_path / "out")
-
-    def kill_at_work(progress) -> None:
-        if progress.done and not killed:
-            done_before.update(row.item_key for row in resolved_rows(tmp_path / "out").values())
-            killed.extend(computed.pids())
-            os.kill(killed[0], signal.SIGKILL)
-
-    catalog, lone = write_catalog(tmp_path, num_items), cluster(num_workers=1, flush_interval_s=0.2)
-    outcome = run(inputs(tmp_path, catalog), SlowWorker, cluster=lone, on_progress=kill_at_work)
-    assert len(killed) == 1
-    assert (outcome.state, outcome.done, outcome.failed) == ("finished", num_items, 0)
-    assert_complete(tmp_path / "out", num_items)
-    rows = resolved_rows(tmp_path / "out").values()
-    assert len(computed.pids() - set(killed)) == 1
-    assert any(row.attempts == 2 for row in rows)  # it died at work
-    counted = Counter(computed.keys())
-    assert set(counted) == {row.item_key for row in rows}
-    assert done_before
-    assert all(counted[key] == 1 for key in done_before)  # what was stored is not computed again
-    assert counted.total() - num_items <= 4  # no more than the lone one held: two slots, two ahead
-
-
 def test_too_many_failures_are_raised_after_everything_else_is_done(tmp_path):
     catalog = write_catalog(tmp_path, 6, subject_uri={1: "no.png", 3: "no.png", 4: "no.png"})
     with pytest.raises(TooManyFailures, match="max_failed_share") as raised:
@@ -203,19 +166,17 @@ def test_too_many_failures_are_raised_after_everything_else_is_done(tmp_path):
 
 
 def test_what_an_unfinished_run_left_half_written_is_removed(tmp_path):
-    catalog, output = write_catalog(tmp_path, 2, subject_uri={1: "ftp://shop.invalid/cup.png"}), tmp_path / "out"
-    given = inputs(tmp_path, catalog, max_failed_share=1.0, retry_failed=True)
-    assert run(given, cluster=cluster(num_workers=1)).done == 1
-    record = RunOutput(str(output)).read_run()
+    catalog, output = write_catalog(tmp_path, 4), RunOutput(str(tmp_path / "out"))
+    few = inputs(tmp_path, catalog, limit=1)
+    assert run(few, cluster=cluster(num_workers=1)).done == 1
     for state in ("running", "failed", "stopped"):
-        RunOutput(str(output)).write_run(dataclasses.replace(record, state=state))
-        half = next((output / "images").iterdir()) / ".partial-0123"
+        output.write_run(dataclasses.replace(output.read_run(), state=state))
+        half = next((tmp_path / "out" / "images").iterdir()) / ".partial-0123"
         half.write_bytes(b"half a picture")
         os.utime(half, (0, 0))
-        again = run(given, cluster=ClusterConfig(address="127.0.0.1:1"))  # to refuse a row takes no Ray
-        assert (again.state, again.failed) == ("finished", 1)
+        assert run(few, cluster=cluster(num_workers=1)).done == 1
         assert not half.exists(), state
-    assert_complete(output, 2, failed={"item-1"})
+    assert_complete(tmp_path / "out", 4)
 
 
 def test_stopping_keeps_what_is_finished_and_the_next_run_does_the_rest(tmp_path):
@@ -282,3 +243,31 @@ def test_a_contradiction_of_devices_is_refused(tmp_path):
     config = cluster(accelerator="gpu", num_workers=1)
     with pytest.raises(ConfigurationError, match=r"model\.device"):
         run(inputs(tmp_path, catalog), cluster=config, model=ModelConfig(device="cpu"))
+
+
+def test_other_workers_mates_and_order_give_the_same_images(tmp_path, tiny_model):
+    """With the real method on a tiny stack: one worker against two, another order, another number of mates."""
+    sampler = SamplerConfig(num_steps=4, guidance_scale=2.0)
+    catalog = write_catalog(tmp_path / "a", 5)
+    lines = catalog.read_text().splitlines()
+    turned = write_catalog(tmp_path / "b", 5)
+    turned.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+
+    def images(catalog_path, **changes):
+        out = catalog_path.parent / "out"
+        given = CatalogInputs(catalog_uri=str(catalog_path), output_uri=str(out))
+        config = cluster(num_slots=3, **changes)
+        run(given, run_module.CatalogWorker, cluster=config, model=tiny_model, sampler=sampler)
+        return image_hashes(out), resolved_rows(out)
+
+    two, rows = images(catalog, num_workers=2)
+    one, _ = images(turned, num_workers=1)
+    assert len(two) == 5
+    assert two == one
+    assert len(set(two.values())) == 5
+    assert all(row.num_unet_calls > 8 and row.num_loops >= 3 for row in rows.values())
+    assert all(row.preview_panels == row.num_loops + 3 for row in rows.values())
+    measured = run_record(tmp_path / "a")["measurements"]
+    assert measured["unet_calls"]["encode"] <= 5
+    assert measured["num_unet_calls"] >= sum(measured["unet_calls"].values())
+    assert 0 < measured["slot_occupancy"]["transfer"] <= 1

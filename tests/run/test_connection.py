@@ -46,9 +46,8 @@ for round in range(2):
         logs = Path(ray._private.worker._global_node.get_session_dir_path())
         cluster.check()
         cluster_address = ray.get_runtime_context().gcs_address
-        if not round:
-            found["with_token"] = join().strip()
-            found["with_another"] = "RAY_AUTH_TOKEN agree" in join(RAY_AUTH_TOKEN="c" * 64)
+        found["with_token"] = join().strip()
+        found["with_another"] = "RAY_AUTH_TOKEN agree" in join(RAY_AUTH_TOKEN="c" * 64)
     found["handler_kept"] = signal.getsignal(signal.SIGTERM) is handler
     found["alive"] = [p.name() for p in processes if p.is_running() and p.status() != "zombie"]
     text = b"".join(path.read_bytes() for path in logs.rglob("*") if path.is_file() and not path.is_symlink())

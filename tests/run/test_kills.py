@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -26,12 +28,12 @@ SLOW = {"EZIGEN_TEST_SECONDS_PER_ITEM": "0.25"}
 class Driver:
     """A run in a process group of its own, and every process that it started."""
 
-    def __init__(self, catalog: Path, output: Path) -> None:
+    def __init__(self, catalog: Path, output: Path, *options: str) -> None:
         self.output = output
         self.log = output.parent / f"driver-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.run.driver", str(catalog), str(output)],
+                [sys.executable, "-m", "tests.run.driver", str(catalog), str(output), *options],
                 env={**plain_environment(), **SLOW},
                 stdout=log,
                 stderr=log,
@@ -95,15 +97,17 @@ class Known:
 
 
 def test_whatever_is_killed_the_same_command_does_what_is_missing(tmp_path):
-    """One output through a driver killed at its start, a Ray killed at work, and a last run.
-
-    A driver killed at work: tests/flows/test_command_line.py.
-    """
+    """One output through a driver killed at its start, one killed at work, a Ray killed at work, and a last run."""
     catalog, output = write_catalog(tmp_path, NUM_ITEMS), tmp_path / "out"
     rng, ever = random.Random(), []
 
     driver = Driver(catalog, output)
     time.sleep(rng.uniform(0.5, 6.0))
+    ever += kill_driver(driver)
+
+    driver = Driver(catalog, output)
+    driver.wait_for(rng.randint(1, 9))
+    time.sleep(rng.uniform(0.0, 0.5))
     ever += kill_driver(driver)
 
     known = Known.of(output)
@@ -144,3 +148,39 @@ def kill_ray(driver: Driver) -> list[psutil.Process]:
     assert "ClusterLost" in driver.log.read_text()
     assert_gone(children)
     return children
+
+
+def test_a_lone_worker_that_is_killed_is_replaced_and_every_item_is_done_once(tmp_path):
+    """With one worker there is no mate to take over: what it held waits for the next one."""
+    num_items = 14
+    catalog, output = write_catalog(tmp_path, num_items), tmp_path / "out"
+    driver = Driver(catalog, output, "--workers", "1", "--flush", "0.2")
+    driver.wait_for(1)
+    wait_until(lambda: resolved_rows(output), 30, "a stored row")
+    known = Known.of(output)
+    (lone,) = Computed(output).pids()
+    os.kill(lone, signal.SIGKILL)
+    outcome = driver.end()
+
+    assert (outcome["state"], outcome["total"]) == ("finished", num_items)
+    assert (outcome["done"], outcome["failed"]) == (num_items, 0)
+    assert_complete(output, num_items)
+    known.assert_not_computed_again(output)
+    assert len(Computed(output).pids() - {lone}) == 1
+    assert any(row.attempts == 2 for row in resolved_rows(output).values())  # it died at work
+    computed = Counter(Computed(output).keys())
+    assert set(computed) == {row.item_key for row in resolved_rows(output).values()}
+    assert computed.total() - num_items <= 4  # no more than the lone one held: two slots, two ahead
+
+
+def test_sigterm_to_the_process_group_drains_and_leaves_nothing_behind(tmp_path):
+    catalog, output = write_catalog(tmp_path, NUM_ITEMS), tmp_path / "out"
+    driver = Driver(catalog, output, "--flush", "600", "--shard", "1000")
+    driver.wait_for(4)
+    os.killpg(driver.process.pid, signal.SIGTERM)
+    outcome = driver.end(60)
+    assert outcome["state"] == "stopped"
+    assert 4 <= outcome["done"] < NUM_ITEMS
+    rows = resolved_rows(output)
+    assert len(rows) == outcome["done"]
+    assert {row.item_key for row in rows.values()} == set(Computed(output).keys())  # nothing in flight was lost

@@ -83,7 +83,7 @@ def test_workers_run_as_many_items_side_by_side_as_they_have_slots(pool):
     assert max(len(others) for others in pool.diary.company().values()) >= 3 - 1
 
 
-def test_a_poison_item_is_condemned_alone_and_its_neighbours_are_done_once(pool):
+def test_a_poison_item_is_condemned_alone_and_its_neighbours_are_done(pool):
     items = numbers(30)
     items[13] = "13:kill"
     ended = pool.run(items)
@@ -95,7 +95,12 @@ def test_a_poison_item_is_condemned_alone_and_its_neighbours_are_done_once(pool)
     _, last = pool.diary.pids_of("13:kill")
     assert pool.diary.company()[last, "13:kill"] == set()
     assert condemned.ticket.attempts == 2
-    # What was answered before a death is not done again.
+
+
+def test_what_was_answered_before_a_death_is_not_done_again(pool):
+    items = numbers(30)
+    items[13] = "13:kill"
+    pool.run(items)
     assert Counter(pool.diary.of("end")) == Counter(item for item in items if item != "13:kill")
 
 

@@ -202,6 +202,14 @@ def test_subjects_of_a_feature_store_are_not_encoded_again(tmp_path, tiny_model,
     assert len(set(image_hashes(tmp_path / "stored").values())) == 6
 
 
+def test_subjects_that_the_store_does_not_know_are_encoded(tmp_path, tiny_model, square_catalog):
+    write_subjects(tmp_path / "red", tiny_model.model, files(square_catalog, "red"))
+    measured = run_with(square_catalog, tmp_path / "out", tiny_model, tmp_path / "red")
+    assert measured["unet_calls"]["encode"] == 1
+    assert measured["cache_hit_share"]["features"] == 0.5
+    assert_complete(tmp_path / "out", 6)
+
+
 def test_features_of_another_timestep_are_refused_by_name(tmp_path, tiny_model, square_catalog):
     write_subjects(tmp_path / "store", tiny_model.model, files(square_catalog, "red"), t_sub=100)
     with pytest.raises(ConfigurationError, match=r"was made with t_sub 100, but t_sub 1 is wanted"):

@@ -1,7 +1,7 @@
-"""Training on nodes that come and go, in a process of its own.
+"""Training on nodes that go and come, in a process of its own.
 
-`python -m tests.training.nodes FEATURES ROOT MODEL`: a node joins a run on another one. A second run has both of them;
-the one that joined is announced to go and then goes, and in the end the driver's own node dies without a word.
+`python -m tests.training.nodes FEATURES ROOT MODEL announced|own|joining`: another node than the driver's is announced
+to go and then goes, the driver's own node dies without a word, or another node joins.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import math
 import sys
 import threading
 import time
-from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
@@ -19,7 +18,7 @@ from ray.cluster_utils import Cluster
 from ezigen.config import TrainingClusterConfig
 from tasks.cluster import ClusterLost, connect
 from tasks.training.outcome import TrainingProgress
-from tests.training.stage import Stage
+from tests.training.stage import Stage, Stored
 
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 NUM_STEPS = 100_000
@@ -29,12 +28,13 @@ REMOVE_AFTER_S = 4.0
 
 
 class NodeLoss:
-    """Announces the loss of a node once both workers train, takes it away some seconds after the checkpoint that this
-    led to, and kills the driver's own node once the worker that is left has gone on.
+    """Announces the loss once both workers train, takes the node away some seconds after the checkpoint that this led
+    to, then stops.
     """
 
     def __init__(self, head: Cluster, second) -> None:
         self.head, self.second = head, second
+        self.stop = threading.Event()
         self.noticed_at = 0
         self.remove_at_s = math.inf
         self.found: dict[str, int] = {}
@@ -50,8 +50,8 @@ class NodeLoss:
             self.remove_at_s = math.inf
             self.head.remove_node(self.second, allow_graceful=False)
         if progress.num_restarts and progress.num_workers == 1 and progress.step > self.found["saved"] + 2:
-            self.found |= {"restarts": progress.num_restarts, "step": progress.step}
-            self.head.head_node.all_processes["raylet"][0].process.kill()
+            self.found |= {"restarts": progress.num_restarts}
+            self.stop.set()
 
 
 class NodeGain:
@@ -59,7 +59,6 @@ class NodeGain:
 
     def __init__(self, head: Cluster) -> None:
         self.head = head
-        self.second: Any = None
         self.stop = threading.Event()
         self.found: dict[str, int] = {}
         self.phases: set[str] = set()
@@ -68,7 +67,7 @@ class NodeGain:
         self.phases.add(progress.phase)
         if "alone" not in self.found and progress.num_workers == 1 and progress.checkpoint_step:
             self.found["alone"] = progress.step
-            self.second = self.head.add_node(**NODE)
+            self.head.add_node(**NODE)
         if progress.num_workers == 2:
             begun = self.found.setdefault("together", progress.step)
             if progress.step > begun + 20:
@@ -88,35 +87,53 @@ def announce(node_id: str) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    features, root, model = sys.argv[1:]
-    head = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    features, root, model, which = sys.argv[1:]
+    head = Cluster(initialize_head=True, head_node_args=NODE)
+    # No checkpoint but the one for the notice and the last one.
+    stage = Stage(features, root, model, {"num_steps": NUM_STEPS}, {"checkpoint_every": NUM_STEPS, "validate_every": 0})
     cluster = TrainingClusterConfig(address=head.address, num_workers=2, min_workers=1, max_failures=0)
-    growth = NodeGain(head)
     with connect(cluster):
-        gained = gain(Stage(features, f"{root}/gain", model), cluster, growth)
-        lost = lose(Stage(features, f"{root}/loss", model), cluster, NodeLoss(head, growth.second))
-    print(json.dumps([gained, lost]))  # last, because a dying node prints, too
+        if which == "joining":
+            found = gain(features, root, model, cluster, head)
+        else:
+            second = head.add_node(**NODE)  # only now, so that the driver belongs to the first one
+            found = (
+                lose_announced(stage, cluster, head, second) if which == "announced" else lose_own(stage, cluster, head)
+            )
+    print(json.dumps(found))
     sys.stdout.flush()
     with contextlib.suppress(Exception):
         head.shutdown()
 
 
-def gain(stage: Stage, cluster: TrainingClusterConfig, growth: NodeGain) -> dict:
-    stage.config, stage.monitoring = {"num_steps": NUM_STEPS}, {"checkpoint_every": 50, "validate_every": 0}
+def lose_announced(stage: Stage, cluster: TrainingClusterConfig, head: Cluster, second) -> dict:
+    loss = NodeLoss(head, second)
+    outcome = stage.run(cluster=cluster, on_progress=loss, stop=loss.stop)
+    stored = Stored(stage.plan().output)
+    steps = stored.log.column("step").to_pylist()
+    found = {"state": outcome.state, "step": outcome.step, "workers": outcome.num_workers, "kept": stored.steps}
+    return {**loss.found, **found, "is_whole": steps == list(range(1, outcome.step + 1))}
+
+
+def gain(features: str, root: str, model: str, cluster: TrainingClusterConfig, head: Cluster) -> dict:
+    stage = Stage(features, root, model, {"num_steps": NUM_STEPS}, {"checkpoint_every": 50, "validate_every": 0})
+    growth = NodeGain(head)
     cluster = cluster.model_copy(update={"resize_interval_s": 1.0})
     outcome = stage.run(cluster=cluster, on_progress=growth, stop=growth.stop)
     found = {"state": outcome.state, "step": outcome.step, "workers": outcome.num_workers}
     return {**growth.found, **found, "restarts": outcome.num_restarts, "phases": sorted(growth.phases)}
 
 
-def lose(stage: Stage, cluster: TrainingClusterConfig, loss: NodeLoss) -> dict:
-    # No checkpoint is due; there is only the one for the notice.
-    stage.config, stage.monitoring = {"num_steps": NUM_STEPS}, {"checkpoint_every": NUM_STEPS, "validate_every": 0}
+def lose_own(stage: Stage, cluster: TrainingClusterConfig, head: Cluster) -> dict:
+    def kill_raylet(progress: TrainingProgress) -> None:
+        if progress.step > 2:
+            head.head_node.all_processes["raylet"][0].process.kill()
+
     try:
-        stage.run(cluster=cluster, on_progress=loss)
+        stage.run(cluster=cluster, on_progress=kill_raylet)
     except ClusterLost as error:
-        return {**loss.found, "error": str(error)}
-    return loss.found
+        return {"error": str(error)}
+    return {}
 
 
 if __name__ == "__main__":

@@ -148,19 +148,18 @@ def assert_equal_runs(left: Stored, right: Stored, step: int = NUM_STEPS) -> Non
 
 @contextlib.contextmanager
 def at_checkpoint(stored: Stored, step: int, act: Callable[[], object]) -> Iterator[None]:
-    """Does something once, some hundredths of a second after the checkpoint of a step, or of a later one, is complete.
+    """Does something once, within milliseconds after the checkpoint of a step, or of a later one, is complete.
 
     Progress comes a few times a second, which is too late for a short run.
     """
     ended = threading.Event()
+    folder = Path(stored.output.path(FOLDER))
 
     def is_stored() -> bool:
-        filesystem, folder = stored.output.filesystem, stored.output.path(FOLDER)
-        filesystem.invalidate_cache()
-        return any(path.split("/")[-2] >= checkpoint_name(step) for path in filesystem.glob(f"{folder}/*/{COMPLETE}"))
+        return any(path.parent.name >= checkpoint_name(step) for path in folder.glob(f"*/{COMPLETE}"))
 
     def watch() -> None:
-        while not is_stored() and not ended.wait(0.02):
+        while not is_stored() and not ended.wait(0.003):
             pass
         if not ended.is_set():
             act()

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import pytest
 
 from ezigen.config import ConfigurationError, TrainingClusterConfig, TrainingConfig
+from ezigen.training import TrainingDiverged
 from ezigen.training.batch import SOURCES
 from tasks.cluster import ClusterLost
 from tasks.cluster.planner import PoolFailed
@@ -33,6 +33,7 @@ from tests.training.stage import (
     Stage,
     Stored,
     assert_equal_runs,
+    assert_equal_tensors,
     at_checkpoint,
     write_store,
 )
@@ -91,10 +92,10 @@ def kill_one(title: str) -> list[int]:
     return [process.pid for process in chosen]
 
 
-def test_a_run_on_s3_that_is_stopped_and_then_loses_a_worker_stores_what_one_in_a_folder_does(
-    reference, features, s3_folder, tiny_folder, ray_address, monkeypatch, caplog
+def test_a_run_that_is_stopped_and_then_loses_a_worker_stores_the_same(
+    reference, features, tmp_path, tiny_folder, ray_address
 ):
-    stage = Stage(copy_to(s3_folder, features), f"{s3_folder}/runs", tiny_folder)
+    stage = Stage(features, tmp_path, tiny_folder)
     stored, stop = Stored(stage.plan().output), threading.Event()
     with at_checkpoint(stored, EVERY, stop.set):
         outcome = stage.run(cluster=on(ray_address), stop=stop)
@@ -105,39 +106,39 @@ def test_a_run_on_s3_that_is_stopped_and_then_loses_a_worker_stores_what_one_in_
     assert not outcome.final_uri
     assert state_of(stored) == "stopped"
 
-    # Ray Train looks for checkpoints so seldom that it has not counted the one after which the worker dies.
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "5")
-    plan, later = stage.plan(), outcome.step + 2 * EVERY
+    plan = stage.plan()
     assert (plan.checkpoint_step, plan.steps_to_do, plan.finished) == (outcome.step, NUM_STEPS - outcome.step, False)
     killed: list[int] = []
     seen: list[TrainingProgress] = []
-    with (
-        caplog.at_level("INFO", "ezigen.worker"),
-        at_checkpoint(stored, later, lambda: killed.extend(kill_one("ray::RayTrainWorker"))),
-    ):
+    with at_checkpoint(stored, outcome.step + 2 * EVERY, lambda: killed.extend(kill_one("ray::RayTrainWorker"))):
         resumed = stage.run(plan, cluster=on(ray_address), on_progress=seen.append)
     assert killed
     assert (resumed.state, resumed.step, resumed.num_restarts) == ("finished", NUM_STEPS, 1)
     assert resumed.steps_made == NUM_STEPS - outcome.step
-    first, second = (int(step) for step in re.findall(r"goes on after step (\d+)", caplog.text))
-    assert first == outcome.step
-    assert later <= second < NUM_STEPS
     assert {"starting", "training", "restarting"} <= {progress.phase for progress in seen}
     assert (seen[-1].step, seen[-1].num_steps, seen[-1].num_restarts) == (NUM_STEPS, NUM_STEPS, 1)
     assert_equal_runs(stored, reference)
     assert stored.steps == [NUM_STEPS - EVERY, NUM_STEPS]
-    assert resumed.final_uri.startswith("s3://")
     assert stage.plan().finished
-    assert stage.run(cluster=NO_RAY).nothing_to_do
 
 
-def copy_to(root: str, folder: str) -> str:
-    """The location of a copy of a folder."""
-    output = OutputFolder(f"{root}/{Path(folder).name}")
-    for path in Path(folder).rglob("*"):
-        if path.is_file():
-            output.write(path.relative_to(folder).as_posix(), path.read_bytes())
-    return output.root_uri
+def test_a_checkpoint_that_ray_has_not_counted_yet_is_gone_on_from(
+    reference, features, tmp_path, tiny_folder, ray_address, monkeypatch, caplog
+):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "5")  # Ray Train looks as seldom as that for checkpoints
+    stage = Stage(features, tmp_path, tiny_folder, monitoring={"checkpoint_every": NUM_STEPS // 2})
+    stored, killed = Stored(stage.plan().output), []
+    with (
+        caplog.at_level("INFO", "ezigen.worker"),
+        at_checkpoint(stored, NUM_STEPS // 2, lambda: killed.extend(kill_one("ray::RayTrainWorker"))),
+    ):
+        outcome = stage.run(cluster=on(ray_address))
+    assert killed
+    assert (outcome.state, outcome.num_restarts) == ("finished", 1)
+    begun = re.findall(r"goes on after step (\d+)", caplog.text)
+    assert [int(step) for step in begun] == [0, NUM_STEPS // 2]
+    assert stored.steps == [NUM_STEPS // 2, NUM_STEPS]
+    assert_equal_runs(stored, reference)
 
 
 def test_a_killed_driver_leaves_nothing_that_the_next_run_does_not_finish(
@@ -168,20 +169,15 @@ def test_a_killed_driver_leaves_nothing_that_the_next_run_does_not_finish(
     assert stored.folders() == {f"step-{step:08d}" for step in (NUM_STEPS - EVERY, NUM_STEPS)}
 
 
-def test_two_workers_whose_controller_dies_have_learnt_what_one_does_and_one_goes_on_for_them(
+def test_two_workers_learn_what_one_does_and_one_goes_on_for_them(
     reference, features, tmp_path, tiny_folder, ray_address
 ):
     stage = Stage(features, tmp_path, tiny_folder)
-    stored, seen = Stored(stage.plan().output), list[TrainingProgress]()
-    with (
-        at_checkpoint(stored, 3 * EVERY, lambda: kill_one("ray::TrainController")),
-        pytest.raises(ClusterLost, match="Ray Train"),
-    ):
-        stage.run(cluster=on(ray_address, num_workers=2), on_progress=seen.append)
-    assert seen[-1].num_workers == 2
-    assert state_of(stored) == "failed"
-    wait_until(lambda: not processes("ray::RayTrainWorker"), 30, "the end of the workers")
-    assert 3 * EVERY <= stored.steps[-1] < NUM_STEPS
+    stored, stop = Stored(stage.plan().output), threading.Event()
+    with at_checkpoint(stored, 3 * EVERY, stop.set):
+        outcome = stage.run(cluster=on(ray_address, num_workers=2), stop=stop)
+    assert (outcome.state, outcome.num_workers) == ("stopped", 2)
+    assert outcome.step < NUM_STEPS
     assert stage.run(cluster=on(ray_address)).state == "finished"
 
     ours, theirs = stored.log, reference.log
@@ -192,6 +188,52 @@ def test_two_workers_whose_controller_dies_have_learnt_what_one_does_and_one_goe
     np.testing.assert_allclose(ours.column("loss"), theirs.column("loss"), rtol=1e-4)
     for name, tensor in stored.final.items():
         np.testing.assert_allclose(tensor, reference.final[name], rtol=1e-2, atol=2e-4, err_msg=name)
+
+
+def test_a_diverging_run_names_the_step_and_keeps_the_checkpoint_before(
+    reference, features, tmp_path, tiny_folder, ray_address
+):
+    losses = reference.log.column("loss").to_numpy()
+    limit = float(np.sort(losses[2 * EVERY :])[-1]) - 1e-6  # exceeded once, or first by an earlier and larger one
+    first = int(np.flatnonzero(losses > limit)[0]) + 1
+    stage = Stage(features, tmp_path, tiny_folder, {"max_loss": limit})
+    stored = Stored(stage.plan().output)
+    assert stored.output.root_uri.rpartition("/")[2] != reference.output.root_uri.rpartition("/")[2]  # another run
+    with pytest.raises(TrainingDiverged, match=f"step {first}") as diverged:
+        stage.run(cluster=on(ray_address))
+    assert (diverged.value.step, diverged.value.what) == (first, "loss")
+    last = (first - 1) // EVERY * EVERY
+    assert stored.steps == [step for step in (last - EVERY, last) if step > 0]
+    assert stored.log.equals(reference.log.slice(0, first - 1))  # the way there
+    assert state_of(stored) == "failed"
+
+
+def test_a_run_on_s3_stores_what_one_in_a_folder_does(reference, s3_folder, tmp_path, tiny_folder, ray_address):
+    features = write_store(s3_folder, tiny_folder)
+    stage = Stage(features, f"{s3_folder}/runs", tiny_folder)
+    stop = threading.Event()
+    stored = Stored(stage.plan().output)
+    stage.run(cluster=on(ray_address), stop=stop, on_progress=lambda progress: progress.step and stop.set())
+    outcome = stage.run(cluster=on(ray_address))
+    assert (outcome.state, outcome.step) == ("finished", NUM_STEPS)
+    assert outcome.final_uri.startswith("s3://")
+    assert stored.steps == [NUM_STEPS - EVERY, NUM_STEPS]
+    assert stored.log.equals(reference.log)
+    assert_equal_tensors(stored.final, reference.final)
+    assert stage.run(cluster=NO_RAY).nothing_to_do
+
+
+def test_a_controller_that_dies_ends_the_run_at_once(features, tmp_path, tiny_folder, ray_address):
+    stage = Stage(features, tmp_path, tiny_folder)
+    stored = Stored(stage.plan().output)
+    with (
+        at_checkpoint(stored, EVERY, lambda: kill_one("ray::TrainController")),
+        pytest.raises(ClusterLost, match="Ray Train"),
+    ):
+        stage.run(cluster=on(ray_address))
+    assert state_of(stored) == "failed"
+    assert stored.steps[0] >= EVERY
+    wait_until(lambda: not processes("ray::RayTrainWorker"), 30, "the end of the workers")
 
 
 def test_workers_for_whom_there_is_no_place_end_the_run(features, tmp_path, tiny_folder, ray_address):
@@ -226,29 +268,21 @@ def start_driver(features: str, root: Path, model: Path) -> subprocess.Popen[byt
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
-@pytest.fixture(scope="module")
-def nodes(features, tmp_path_factory, tiny_folder) -> tuple[Path, dict, dict]:
-    """The folder of two runs on nodes that come and go, and what was found in each."""
-    root = tmp_path_factory.mktemp("nodes")
-    command = [sys.executable, "-m", "tests.training.nodes", *map(str, (features, root, tiny_folder))]
-    hurried = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | hurried, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    gained, lost = json.loads(done.stdout.splitlines()[-1])
-    return root, gained, lost
+def test_a_node_that_goes_with_a_notice_costs_nothing_that_was_done_before(features, tmp_path, tiny_folder):
+    found = with_nodes(features, tmp_path, tiny_folder, "announced")
+    assert found["noticed"] < found["saved"] < found["step"]
+    assert found["kept"] == [found["saved"], found["step"]]  # no checkpoint was due
+    assert (found["state"], found["workers"], found["restarts"]) == ("stopped", 1, 1)
+    assert found["is_whole"]
 
 
-def log_of(folder: Path) -> pa.Table:
-    (run,) = folder.glob("adapter-*")
-    return Stored(OutputFolder(str(run))).log
-
-
-def test_a_node_that_comes_is_used_and_the_order_of_samples_stays(nodes, features):
-    root, found, _ = nodes
+def test_a_node_that_comes_is_used_and_the_order_of_samples_stays(features, tmp_path, tiny_folder):
+    found = with_nodes(features, tmp_path, tiny_folder, "joining")
     assert (found["state"], found["workers"], found["restarts"]) == ("stopped", 2, 0)
     assert found["together"] <= found["step"]
     assert "resizing" in found["phases"]
-    log = log_of(root / "gain")
+    (run,) = tmp_path.glob("adapter-*")
+    log = Stored(OutputFolder(str(run))).log
     assert log.column("step").to_pylist() == list(range(1, found["step"] + 1))
     # What arithmetic says of every step, whoever made it and however often.
     data = TrainingSet.open(features, TrainingConfig(**CONFIG))
@@ -257,15 +291,14 @@ def test_a_node_that_comes_is_used_and_the_order_of_samples_stays(nodes, feature
         assert log.column(f"samples_{source}").to_pylist() == [step.count(number) for step in sources]
 
 
-def test_a_node_that_goes_with_a_notice_costs_nothing_that_was_done_before(nodes):
-    root, _, found = nodes
-    assert found["noticed"] < found["saved"] < found["step"]
-    assert found["restarts"] == 1
-    (run,) = (root / "loss").glob("adapter-*")
-    assert Stored(OutputFolder(str(run))).steps == [found["saved"]]  # no checkpoint was due
-    assert log_of(root / "loss").column("step").to_pylist() == list(range(1, found["saved"] + 1))
-
-
-def test_a_driver_whose_own_node_dies_says_so(nodes):
+def test_a_driver_whose_own_node_dies_says_so(features, tmp_path, tiny_folder):
     # Whichever notices first: Ray's head, or Ray Train.
-    assert re.search("has died|Ray Train gave up", nodes[2]["error"])
+    assert re.search("has died|Ray Train gave up", with_nodes(features, tmp_path, tiny_folder, "own")["error"])
+
+
+def with_nodes(features: str, root: Path, model: Path, which: str) -> dict:
+    command = [sys.executable, "-m", "tests.training.nodes", *map(str, (features, root, model)), which]
+    hurried = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | hurried, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
