@@ -209,6 +209,13 @@ class ControlWatch:
         with contextlib.suppress(ray.exceptions.RayError):
             self._take(ray.get(self.actor.state.remote(), timeout=timeout_s))
 
+    def wait_for_controller(self, timeout_s: float) -> None:
+        """Until Ray Train's controller has said who it is. It needs seconds to start, and cannot be ended before."""
+        deadline = time.monotonic() + timeout_s
+        while self.state.controller is None and (left := deadline - time.monotonic()) > 0:
+            self.look_again(left)
+            time.sleep(_PERIOD_S)
+
     def _take(self, state: ControlState) -> None:
         """An actor that was restarted has forgotten Ray Train's controller, by which everything can be ended."""
         self.state = replace(state, controller=state.controller or self.state.controller)

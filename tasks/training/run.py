@@ -38,6 +38,8 @@ _TICK_S = 0.1
 _PROGRESS_PERIOD_S = 0.5
 _LOSS_WAIT_S = 5.0
 """When Ray Train fails, the reason is most often that a process of Ray has just died; it shows after a moment."""
+_CONTROLLER_WAIT_S = 60.0
+"""Its process starts in some seconds, on a machine with much to do in many."""
 _MAX_FAILED_STARTS = 3
 _PACKAGES = ("ezigen-pipeline", "torch", "diffusers", "transformers", "ray", "pyarrow")
 _FOLDERS = (LOG, TENSORBOARD, MEASUREMENTS, FINAL, CHECKPOINTS)
@@ -262,6 +264,9 @@ class _FitWatch:
     def close(self) -> None:
         """Ends every worker, whatever it is doing."""
         if self._fit is not None:
+            # In a joined cluster a controller that nobody ends would wait for a place, and train without the lease.
+            if not self._fit.is_over and self._cluster.address != "local":
+                self._control.wait_for_controller(_CONTROLLER_WAIT_S)
             self._fit.close(self.state.controller)
         self._control.close()
         self._node.close()

@@ -240,6 +240,7 @@ def test_workers_for_whom_there_is_no_place_end_the_run(features, tmp_path, tiny
     stage = Stage(features, tmp_path, tiny_folder)
     with pytest.raises(PoolFailed, match=r"cluster\.num_workers.*cluster\.start_timeout_s"):
         stage.run(cluster=on(ray_address, num_workers=4, cpus_per_worker=64, start_timeout_s=3))
+    wait_until(lambda: not processes("ray::TrainController"), 30, "the end of Ray Train's controller")
     with pytest.raises(ConfigurationError, match=r"training\.batch_size is 4"):
         stage.run(cluster=on(ray_address, num_workers=5))
 
