@@ -27,7 +27,7 @@ def print_differences(new: str, old: str, found: "Sequence[Differences]") -> Non
         title = titles.get(one.variant, one.variant)
         out.print(f"\n[bold]{escape(title)}[/], {plural(len(one.images), 'image')}: {escape(new)} - {escape(old)}")
         print_table(
-            ("", "difference", ""), [(score_name(name), _signed(mean), say(mean)) for name, mean in means.items()]
+            ("", "difference", ""), [(score_name(name), mean.signed(), mean.direction) for name, mean in means.items()]
         )
     last = found[-1]
     for measure in _BY_SUBJECT:
@@ -42,17 +42,3 @@ def print_subjects(measure: str, by_subject: "Mapping[str, Interval]") -> None:
     ends = named if len(named) <= 2 * MAX_SUBJECTS else [*named[:MAX_SUBJECTS], *named[-MAX_SUBJECTS:]]
     out.print(f"\n[bold]{escape(score_name(measure))} by subject[/], {len(ends)} of {len(named)}, the least gain first")
     print_table(("", "difference"), [(subject, f"{mean.mean:+.3f}") for subject, mean in ends])
-
-
-def say(difference: "Interval") -> str:
-    """Whether a difference is more than chance."""
-    if difference.clusters < 2:
-        return "undecided: one subject"
-    if not difference.excludes(0):
-        return "undecided"
-    return "higher" if difference.mean > 0 else "lower"
-
-
-def _signed(found: "Interval") -> str:
-    ends = f" [{found.low:+.3f}, {found.high:+.3f}]" if found.clusters > 1 else ""
-    return f"{found.mean:+.3f}{ends}"

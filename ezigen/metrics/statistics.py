@@ -6,7 +6,7 @@ bootstrap). Intervals over n images of few subjects are then as wide as they sho
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 
+Direction = Literal["higher", "lower", "undecided"]
 Values = npt.NDArray[np.float64]
 Clusters = Sequence[str] | npt.NDArray[Any]
 
@@ -35,6 +36,18 @@ class Interval:
         """0.718 [0.690, 0.741]."""
         ends = f" [{self.low:.3f}, {self.high:.3f}]" if self.clusters > 1 else " (one subject)"
         return f"{self.mean:.3f}{ends}"
+
+    def signed(self) -> str:
+        """Of a difference, with its sign: +0.310 [+0.250, +0.371]."""
+        ends = f" [{self.low:+.3f}, {self.high:+.3f}]" if self.clusters > 1 else " (one subject)"
+        return f"{self.mean:+.3f}{ends}"
+
+    @property
+    def direction(self) -> Direction:
+        """Of a difference: higher where the whole interval is above 0, lower where it is below; else undecided."""
+        if self.low > 0:
+            return "higher"
+        return "lower" if self.high < 0 else "undecided"
 
     def excludes(self, value: float) -> bool:
         """Whether a value lies outside."""

@@ -5,7 +5,7 @@ paired by case: what a case brings cancels.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ezigen.config import ConfigurationError
 from ezigen.metrics.statistics import Interval
-from tasks.evaluation.tables import ScoredImage, break_down, means_of
+from tasks.evaluation.tables import ScoredImage, break_down, differences, means_of
 from tasks.storage import OutputFolder
 from tasks.storage.filesystems import describe_error
 
@@ -69,22 +69,6 @@ def compare_evaluations(output: OutputFolder, new: str, old: str) -> tuple[Diffe
     for variant in shared:
         _check_alike(output, ours, theirs, variant)
     return tuple(Differences(variant, tuple(differences(ours.of(variant), theirs.of(variant)))) for variant in shared)
-
-
-def differences(first: Sequence[ScoredImage], second: Iterable[ScoredImage]) -> list[ScoredImage]:
-    """First - second of every case that both have, in the measures that both have."""
-    known = {image.case_id: image.scores for image in second}
-    return [
-        ScoredImage(
-            image.variant,
-            image.case_id,
-            image.subject_id,
-            image.prompt_id,
-            {name: score - other[name] for name, score in image.scores.items() if name in other},
-        )
-        for image in first
-        if (other := known.get(image.case_id)) is not None
-    ]
 
 
 def read_evaluation(output: OutputFolder, name: str) -> Evaluation:

@@ -30,10 +30,8 @@ class Check:
 
     def describe(self) -> str:
         """DINO -0.013 [-0.019, -0.007], may fall by 0.020: passed."""
-        found = self.difference
-        ends = f" [{found.low:+.3f}, {found.high:+.3f}]" if found.clusters > 1 else " (one subject)"
         verdict = "passed" if self.passed else "failed"
-        return f"{score_name(self.measure)} {found.mean:+.3f}{ends}, may fall by {self.margin:.3f}: {verdict}"
+        return f"{score_name(self.measure)} {self.difference.signed()}, may fall by {self.margin:.3f}: {verdict}"
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 
 from ezigen.metrics.statistics import Interval
-from tasks.evaluation.tables import MeasuredTable, TableRow, Trend, Verdict
+from tasks.evaluation.tables import MeasuredTable, TableRow, Trend
 from tasks.reports.wording import plural, score_name
 
-_ANSWERS: Mapping[Verdict, str] = {"agrees": "higher", "disagrees": "lower", "undecided": "undecided"}
 _VERDICTS = {
     "agrees": "agrees with the paper",
     "disagrees": "disagrees with the paper",
@@ -90,15 +89,14 @@ def sentence(measured: MeasuredTable, trend: Trend) -> str:
 
 def verdict_word(trend: Trend) -> str:
     """What is found of a claim of the paper: agrees, disagrees, undecided; of a question: higher, lower, undecided."""
-    return trend.verdict if trend.claim.is_published else _ANSWERS[trend.verdict]
+    return trend.verdict if trend.claim.is_published else trend.difference.direction
 
 
 def finding(measured: MeasuredTable, trend: Trend) -> str:
     """The same without the verdict."""
     titles = {variant.name: variant.title for variant in measured.table.variants}
-    claim, found = trend.claim, trend.difference
-    ends = f" [{found.low:+.3f}, {found.high:+.3f}]" if found.clusters > 1 else " (one subject)"
-    return f"{score_name(claim.measure)}, {titles[claim.higher]} above {titles[claim.lower]}: {found.mean:+.3f}{ends}"
+    claim, said = trend.claim, trend.difference.signed()
+    return f"{score_name(claim.measure)}, {titles[claim.higher]} above {titles[claim.lower]}: {said}"
 
 
 def measures_of(measured: MeasuredTable) -> list[str]:

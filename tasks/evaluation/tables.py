@@ -6,13 +6,15 @@ A row is one measured image: which variant made it, of whom, asked for what, and
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from ezigen.metrics.statistics import Interval, mean_interval, paired_difference
+from ezigen.metrics.statistics import Direction, Interval, mean_interval
 from tasks.evaluation.paper import Claim, PaperTable
 
 Verdict = Literal["agrees", "disagrees", "undecided"]
+
+_OF_CLAIMS: Mapping[Direction, Verdict] = {"higher": "agrees", "lower": "disagrees", "undecided": "undecided"}
 
 LOWER_IS_BETTER = frozenset({"perceptual"})
 
@@ -47,10 +49,8 @@ class Trend:
 
     @property
     def verdict(self) -> Verdict:
-        """Agrees where the whole interval is above 0, disagrees where it is below; else the images are too few."""
-        if self.difference.low > 0:
-            return "agrees"
-        return "disagrees" if self.difference.high < 0 else "undecided"
+        """What the difference says of the claim; undecided where the images are too few."""
+        return _OF_CLAIMS[self.difference.direction]
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,19 @@ def means_of(images: Sequence[ScoredImage], measures: Iterable[str]) -> dict[str
     return means
 
 
-def compare(first: Sequence[ScoredImage], second: Sequence[ScoredImage], measure: str) -> Interval | None:
+def compare(first: Sequence[ScoredImage], second: Iterable[ScoredImage], measure: str) -> Interval | None:
     """First - second over the cases that both have measured; None where there is no such case."""
-    known = {image.case_id: image.scores[measure] for image in second if _has(image, measure)}
-    paired = [image for image in first if image.case_id in known and _has(image, measure)]
-    if not paired:
-        return None
-    return paired_difference(
-        [image.scores[measure] for image in paired],
-        [known[image.case_id] for image in paired],
-        [image.subject_id for image in paired],
-    )
+    return means_of(differences(first, second), [measure]).get(measure)
+
+
+def differences(first: Iterable[ScoredImage], second: Iterable[ScoredImage]) -> list[ScoredImage]:
+    """First - second of every case that both have, in the measures that both have."""
+    known = {image.case_id: image.scores for image in second}
+    return [
+        replace(image, scores={name: score - other[name] for name, score in image.scores.items() if name in other})
+        for image in first
+        if (other := known.get(image.case_id)) is not None
+    ]
 
 
 def break_down(

@@ -61,6 +61,20 @@ def test_equal_methods_do_not_differ():
     assert (found.mean, found.low, found.high) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("values", "said", "direction"),
+    [
+        ([0.25] * 4, "+0.250 [+0.250, +0.250]", "higher"),
+        ([-0.25] * 4, "-0.250 [-0.250, -0.250]", "lower"),
+        ([0.0] * 4, "+0.000 [+0.000, +0.000]", "undecided"),
+    ],
+)
+def test_a_difference_says_its_sign(values, said, direction):
+    found = mean_interval(values, ["a", "a", "b", "b"])
+    assert (found.signed(), found.direction) == (said, direction)
+    assert (mean_interval(values, ["a"] * 4).direction) == "undecided"
+
+
 def test_of_one_subject_nothing_is_said_about_others():
     found = mean_interval([0.5, 0.6], ["a", "a"])
     assert (found.low, found.high) == (-np.inf, np.inf)
