@@ -260,7 +260,11 @@ SHOWN = "[...document.querySelectorAll('[data-measure]')].filter(p => !p.hidden)
 DRAWN_WITHIN = """[...document.querySelectorAll('.intervals .dot, .intervals .whisker')]
   .filter(m => m.getClientRects().length).every(m => {
     const a = m.getBoundingClientRect(), b = m.closest('.line-plot').getBoundingClientRect();
-    return a.left >= b.left - 6 && a.right <= b.right + 6 && a.top >= b.top - 1 && a.bottom <= b.bottom + 1; })"""
+    return a.left >= b.left - 6 && a.right <= b.right + 6 && a.top >= b.top - 1 && a.bottom <= b.bottom + 1; })
+  && [...document.querySelectorAll('.intervals .line-plot')].filter(p => p.getClientRects().length).every(p => {
+    const a = p.getBoundingClientRect();
+    const b = p.closest('.intervals').querySelector('.line-axis .line-plot').getBoundingClientRect();
+    return a.height > 10 && Math.abs(a.left - b.left) < 0.5 && Math.abs(a.right - b.right) < 0.5; })"""
 INK = "(s => getComputedStyle(document.querySelector(s)))"
 
 
