@@ -13,19 +13,18 @@ from flows.parameters import CatalogParameters, EvaluationParameters
 from flows.progress import RunProgress
 from flows.stopping import drain_on_signals
 from flows.terminal import out, print_table
-from tasks.reports.wording import format_decimal, plural, score_name
+from tasks.reports.wording import SHARES, format_decimal, plural, score_name
 from tasks.storage import Locations, OutputFolder
 
 if TYPE_CHECKING:
     from ezigen.config import SamplerConfig
     from tasks.catalog.progress import Progress
     from tasks.evaluation.paper import PaperTable
-    from tasks.evaluation.run import EncoderAdapter, EvaluationPlan, Part
+    from tasks.evaluation.plan import EncoderAdapter, EvaluationPlan, Part
     from tasks.evaluation.tables import MeasuredTable
 
 BENCHMARK_FOLDER = "benchmark"
 
-_SHARES = ("product", "scene", "variant")
 _MAX_TOLD = 4
 
 
@@ -160,7 +159,7 @@ class EvaluationJob(Job):
         from tasks.evaluation import read_benchmarks
         from tasks.evaluation.baselines import plan_baselines
         from tasks.evaluation.external import read_external
-        from tasks.evaluation.run import Method, plan_evaluation
+        from tasks.evaluation.plan import Method, plan_evaluation
         from tasks.features.model_shape import ModelShape
 
         wanted, inputs = self.parameters, self.parameters.inputs
@@ -225,7 +224,7 @@ class EvaluationJob(Job):
         """An adapter for the lines of a subject encoder. Raises ConfigurationError if it was trained with another."""
         from ezigen.adapters.card import read_card
         from tasks.adapters import local_adapter
-        from tasks.evaluation.run import EncoderAdapter
+        from tasks.evaluation.plan import EncoderAdapter
 
         model, _, fingerprint = self._pin(adapter, sampler)
         folder = local_adapter(model.adapter, model.model, model.adapters_uri, self._locations)
@@ -254,7 +253,7 @@ def check_early(parameters: EvaluationParameters) -> None:
     from ezigen.models import model_fingerprint
     from ezigen.models.location import find_sam
     from tasks.evaluation import read_benchmarks
-    from tasks.evaluation.run import check_suited
+    from tasks.evaluation.plan import check_suited
     from tasks.evaluation.scoring import SEGMENTER_OPTION
 
     model_fingerprint(parameters.model.model)
@@ -293,7 +292,7 @@ def folder_name(reference: str) -> str:
 
 def format_figure(name: str, value: float) -> str:
     """A share as percent, a score as it is."""
-    return f"{100 * value:.0f} %" if name in _SHARES else format_decimal(value)
+    return f"{100 * value:.0f} %" if name in SHARES else format_decimal(value)
 
 
 def print_measured(measured: "MeasuredTable") -> None:

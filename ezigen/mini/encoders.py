@@ -39,6 +39,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 """Settings of a training, by the name that `ezigen evaluate --encoder` knows; the frozen UNet has none."""
 
 SAVE_EVERY = 50
+_CASES = "--benchmark mini-dreambench --num-prompts 4"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     frozen, *others = train_all(parser.parse_args(arguments))
     options = " ".join(f"--encoder {folder.name}={folder}" for folder in others)
-    print(f"ezigen evaluate {frozen} {frozen.parent}/evaluation --tables encoders,t_sub {options}")
+    print(f"ezigen evaluate {frozen} {frozen.parent}/evaluation --tables encoders,t_sub {options} {_CASES}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 
 from ezigen.metrics.statistics import Interval
+from tasks.evaluation.paper import PaperTable
 from tasks.evaluation.tables import MeasuredTable, TableRow, Trend
 from tasks.reports.wording import plural, score_name
 
@@ -25,9 +26,14 @@ _LATEX = str.maketrans(
 def heading(measured: MeasuredTable) -> str:
     """Table 3: Modes of generation, 48 images a line."""
     table = measured.table
-    noun = "Tables" if " and " in table.number else "Table"
-    number = f"{noun} {table.number}: " if table.number else ""
+    number = f"{number_of(table)}: " if table.number else ""
     return f"{number}{table.title}, {plural(measured.num_cases, 'image')} a line"
+
+
+def number_of(table: PaperTable) -> str:
+    """Table 3, Tables 1 and 8; the name of one that is not the paper's."""
+    noun = "Tables" if " and " in table.number else "Table"
+    return f"{noun} {table.number}" if table.number else table.name.capitalize()
 
 
 def to_markdown(measured: MeasuredTable) -> str:

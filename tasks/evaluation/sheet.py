@@ -11,7 +11,7 @@ from ezigen.images import Picture, decode_picture, fit_square
 from tasks.evaluation.benchmarks import BenchmarkCase
 from tasks.evaluation.tables import MeasuredTable
 from tasks.inspection.sheet import Cell, draw_sheet
-from tasks.reports.wording import score_name
+from tasks.reports.wording import SHARES, score_name
 from tasks.storage import Locations
 
 MAX_CASES = 12
@@ -56,7 +56,7 @@ def _draw_case(shown: ShownCase, titles: Sequence[str], measured: MeasuredTable,
         if case.source_uri:
             cells.append(Cell((_read(case.source_uri, pictures),), ("source", case.prompt_id)))
         for title, (uri, scores) in zip(titles, shown.images, strict=True):
-            known = [name for name in measured.table.measures if name in scores][:_MAX_SCORES]
+            known = [name for name in measured.table.measures if name in scores and name not in SHARES][:_MAX_SCORES]
             said = [f"{score_name(name)} {scores[name]:.2f}" for name in known]
             cells.append(Cell((_read(uri, pictures),), (title, ", ".join(said))))
     except ItemError:  # it has no scores either, and its row says why

@@ -11,7 +11,7 @@ from typing import Literal
 from ezigen.config import ErrorCode
 from ezigen.metrics.statistics import Interval
 from tasks.evaluation.benchmarks import Benchmark, BenchmarkCase
-from tasks.evaluation.printing import finding, heading, measures_of, verdict_word
+from tasks.evaluation.printing import finding, heading, measures_of, number_of, verdict_word
 from tasks.evaluation.tables import (
     LOWER_IS_BETTER,
     MeasuredTable,
@@ -255,7 +255,7 @@ def _tables(page: EvaluationPage) -> Iterator[_TableView]:
         left -= len(one.sheet) if one.sheet and fits else 0
         yield _TableView(
             name=measured.table.name,
-            short=f"Table {measured.table.number}" if measured.table.number else measured.table.name.capitalize(),
+            short=number_of(measured.table),
             heading=heading(measured),
             measures=[(score_name(name), _meaning(name)) for name in shown],
             rows=[(row, [_cell(row, name) for name in shown]) for row in rows],

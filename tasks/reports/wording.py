@@ -33,6 +33,9 @@ SCORE_NAMES = {
 }
 """score -> (usual name, what it measures)."""
 
+SHARES = frozenset({"product", "scene", "variant"})
+"""Those of SCORE_NAMES that are yes or no of one image, and a share of several."""
+
 COSTS = frozenset({"num_loops", "num_unet_calls", "tflop", "seconds"})
 """Those of SCORE_NAMES that say what an image took: none of it is good or bad."""
 

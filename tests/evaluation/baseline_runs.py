@@ -9,7 +9,8 @@ from ezigen.models import model_fingerprint
 from tasks.evaluation import baselines, read_benchmark
 from tasks.evaluation.baselines import plan_baselines
 from tasks.evaluation.paper import TEXT_ONLY, PaperTable
-from tasks.evaluation.run import EvaluationPlan, Hooks, Method, plan_evaluation, run_evaluation
+from tasks.evaluation.plan import EvaluationPlan, Method, plan_evaluation
+from tasks.evaluation.run import Hooks, run_evaluation
 from tasks.evaluation.tables import MeasuredTable
 from tasks.storage import OutputFolder
 

@@ -17,7 +17,7 @@ from ezigen.images import decode_picture
 from ezigen.models import load_stack
 from tasks.evaluation import read_benchmark
 from tasks.evaluation.baselines import BaselineWork, plan_baselines, read_baseline
-from tasks.evaluation.run import plan_evaluation
+from tasks.evaluation.plan import plan_evaluation
 from tasks.storage import Locations
 from tests.evaluation.baseline_runs import TABLE, BaselineRun
 from tests.tiny import build_tiny_stack

@@ -20,7 +20,8 @@ from ezigen.models import model_fingerprint
 from tasks.evaluation import read_benchmarks
 from tasks.evaluation.external import read_external
 from tasks.evaluation.paper import EDITING, ENCODERS, MODES, PEOPLE, PaperTable
-from tasks.evaluation.run import EncoderAdapter, Hooks, Method, plan_evaluation, run_evaluation
+from tasks.evaluation.plan import EncoderAdapter, Method, plan_evaluation
+from tasks.evaluation.run import Hooks, run_evaluation
 from tasks.evaluation.scoring import encoders_digest, make_shards, read_scores
 from tasks.storage import OutputFolder
 

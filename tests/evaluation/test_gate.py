@@ -16,7 +16,7 @@ from flows.promotion import current_version, parse_margins, promote_if_no_worse
 from tasks.adapters import Registry
 from tasks.evaluation.comparison import compare_evaluations, read_evaluation
 from tasks.evaluation.gate import compare_adapters
-from tasks.evaluation.run import IMAGES_SCHEMA
+from tasks.evaluation.rows import IMAGES_SCHEMA
 from tasks.storage import OutputFolder
 
 MARGINS = {"dino": 0.02, "clip_t": 0.02}

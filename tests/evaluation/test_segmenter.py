@@ -14,7 +14,7 @@ from ezigen.metrics.outlines import outline_subject
 from ezigen.models import load_segmenter, model_fingerprint
 from tasks.evaluation import read_benchmark
 from tasks.evaluation.paper import ADAPTER, EDITING
-from tasks.evaluation.run import Method, plan_evaluation
+from tasks.evaluation.plan import Method, plan_evaluation
 from tasks.evaluation.scoring import ScoreJob, ScoreWork, encoders_digest, make_shards
 from tasks.storage import Locations, OutputFolder
 from tests.tiny_pipelines import build_tiny_sam
