@@ -23,6 +23,7 @@ from flows.results_listing import list_results
 from flows.results_options import ResultsOptions
 from flows.review_commands import review_app
 from flows.run_options import RunOptions
+from flows.stack_commands import down, up
 from flows.study_commands import study_app
 from flows.training_options import TrainingOptions
 
@@ -48,6 +49,8 @@ app.add_typer(plan_app, name="plan")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(study_app, name="study")
 app.add_typer(review_app, name="review")
+app.command()(up)
+app.command()(down)
 
 
 def main() -> None:

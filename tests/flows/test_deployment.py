@@ -216,6 +216,7 @@ def test_a_stopped_driver_keeps_what_its_runs_have_done(tmp_path, deployed: Serv
 
 
 SETTINGS = {
+    "EZIGEN_CODE": str(ROOT),
     "EZIGEN_RAY_ADDRESS": "ezigen-head-svc:6379",
     "EZIGEN_ROOT_URI": "s3://shop",
     "EZIGEN_ACCELERATOR": "gpu",
