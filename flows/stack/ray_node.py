@@ -11,4 +11,4 @@ from ray.scripts.scripts import main
 if __name__ == "__main__":
     ray_constants.ENABLE_RAY_CLUSTER = True
     services.resolve_ip_for_localhost = lambda host: host
-    main()
+    main()  # type: ignore[no-untyped-call]

@@ -65,6 +65,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
         port = listener.getsockname()[1]
     inherited = {name: value for name, value in plain_environment().items() if not name.startswith("PREFECT_")}
     environment = {**inherited, **QUIET, "PREFECT_HOME": str(home)}
+    environment["PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS"] = "5"
     command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", str(port)]
     log = (home / "server.log").open("wb")
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterTags
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelling
 
@@ -123,6 +124,24 @@ def test_the_form_refuses_what_the_flow_refuses(deployed):
         parameters = deployment.parameters | {"sampler": {"num_steps": 0}}
         with pytest.raises(Exception, match="0 is less than the minimum of 1"):
             client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+
+def test_a_schedule_that_is_switched_on_makes_runs(deployed):
+    """With a SQLAlchemy that Prefect's scheduler cannot insert with, everything else works and this does not."""
+    with deployed.client() as client:
+        deployment = client.read_deployment_by_name(NAME)
+        (schedule,) = deployment.schedules
+        client.update_deployment_schedule(deployment.id, schedule.id, active=True)
+        wanted = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+            tags=FlowRunFilterTags(all_=["auto-scheduled"]),
+        )
+        try:
+            wait_until(lambda: client.read_flow_runs(flow_run_filter=wanted), "scheduled run", 60)
+            times = {run.expected_start_time.strftime("%H:%M") for run in client.read_flow_runs(flow_run_filter=wanted)}
+        finally:
+            client.update_deployment_schedule(deployment.id, schedule.id, active=False)
+    assert times == {"01:00"}
 
 
 @pytest.fixture
