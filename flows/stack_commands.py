@@ -27,7 +27,7 @@ def up(
         Literal["auto", "postgresql", "sqlite"], typer.Option(help="Behind Prefect; auto: PostgreSQL if installed.")
     ] = "auto",
     try_it: Annotated[
-        bool, typer.Option("--try", help="Then run the sample catalog by a schedule and check what it leaves.")
+        bool, typer.Option("--try", help="Then run a small catalog by a schedule and check what it leaves.")
     ] = False,
 ) -> None:
     """Start Prefect (server, database, worker), Ray, S3 and Prometheus on this machine; what runs already stays."""
@@ -69,13 +69,11 @@ def _start(folder: Path, nodes: int, database: Literal["postgresql", "sqlite"] |
             f"`ezigen down {folder} --delete` first, or name another folder."
         )
     supervisor, parts = Supervisor(stack), list_parts(stack)
-    before = {"worker": lambda: standing.make_pool(stack)}
     try:
         if not supervisor.runs():
             supervisor.start(parts)
-        for part in parts:
-            before.get(part.name, lambda: None)()
-            err.print(f"{part.name:15} healthy after {supervisor.start_part(part):.1f} s")
+        for name, seconds in supervisor.start_parts(parts, {"worker": lambda: standing.make_pool(stack)}):
+            err.print(f"{name:15} healthy after {seconds:.1f} s")
     except PartFailedError as error:
         print_error(f"{error}\nThe other parts go on; `ezigen down {folder}` stops them.")
         return EXIT_FAILED

@@ -29,6 +29,8 @@ class Part:
     command: tuple[str, ...]
     is_healthy: Callable[[], bool]
     environment: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+    """Parts that have to be healthy before it is started."""
     stop_signal: str = "TERM"
     stop_timeout_s: int = 15
     about: str = ""
@@ -36,7 +38,7 @@ class Part:
 
 
 def list_parts(stack: Stack) -> list[Part]:
-    """In the order in which they are started: each needs only those before it. Writes their configuration."""
+    """In an order in which each needs only those before it; they are ended the other way round. Writes their settings."""
     parts = [_postgres(stack)] if stack.database == "postgresql" else []
     parts += [_prefect_server(stack), _s3(stack), _ray_head(stack)]
     parts += [_ray_node(stack, number) for number in range(1, stack.num_nodes + 1)]
@@ -122,6 +124,7 @@ def _prefect_server(stack: Stack) -> Part:
         (sys.executable, "-m", "prefect", "server", "start", "--host=127.0.0.1", f"--port={port}"),
         lambda: _answers(f"{stack.api_url}/ready", auth=stack.auth_string),
         environment,
+        ("postgres",) if stack.database == "postgresql" else (),
         about=f"{stack.url('prefect')}  user admin, password in stack.json",
     )
 
@@ -139,6 +142,7 @@ def _worker(stack: Stack) -> Part:
             "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
             "PREFECT_WORKER_WEBSERVER_PORT": str(port),
             "PREFECT_WORKER_QUERY_SECONDS": "2"},
+        after=("prefect-server", "ray-head"),
         stop_timeout_s=90,
         about="Prefect's work pool ezigen",
     )  # fmt: skip
@@ -172,6 +176,7 @@ def _ray_node(stack: Stack, number: int) -> Part:
             f"--resources={json.dumps({name: 1})}", *(("--num-gpus=0",) if number > 1 else ()),
         ),
         lambda: any(name in node.get("resourcesTotal", {}) for node in alive_nodes(stack)),
+        after=("ray-head",),
         about="1 core",
     )  # fmt: skip
 

@@ -10,6 +10,8 @@ from ezigen.config import ConfigurationError
 from flows.stack.settings import BUCKET, ROOT, Stack
 
 POOL = "ezigen"
+TRIAL_CATALOG = "catalogs/trial.csv"
+TRIAL_ROWS = 6
 CATALOG = "catalogs/nightly.csv"
 """What infra/prefect.yaml's deployment reads."""
 
@@ -82,4 +84,6 @@ def fill_bucket(stack: Stack) -> None:
     sample = ROOT / "ezigen" / "mini" / "catalog"
     for path in sorted((sample / "pictures").iterdir()):
         filesystem.pipe_file(f"{BUCKET}/catalogs/pictures/{path.name}", path.read_bytes())
-    filesystem.pipe_file(f"{BUCKET}/{CATALOG}", (sample / "catalog.csv").read_bytes())
+    catalog = (sample / "catalog.csv").read_bytes()
+    filesystem.pipe_file(f"{BUCKET}/{TRIAL_CATALOG}", b"".join(catalog.splitlines(keepends=True)[: 1 + TRIAL_ROWS]))
+    filesystem.pipe_file(f"{BUCKET}/{CATALOG}", catalog)

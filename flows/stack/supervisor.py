@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Supervisor:
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self._socket = _socket_path(stack)
+        self._starts: dict[str, set[int]] = {}
 
     # ---- start
 
@@ -62,19 +63,42 @@ class Supervisor:
             raise ConfigurationError(f"Supervisor did not start: {(done.stderr or done.stdout).strip()}")
         _wait(self.runs, START_TIMEOUT_S)
 
-    def start_part(self, part: Part, timeout_s: float = START_TIMEOUT_S) -> float:
-        """Starts one, and waits until it is healthy: seconds. Raises PartFailedError with its last words."""
-        began = time.monotonic()
-        with contextlib.suppress(Fault):  # it runs already
-            self._call("startProcess", part.name, False)
-        starts: set[int] = set()
-        while not part.is_healthy():
-            starts.add(int(self._call("getProcessInfo", part.name)["start"]))
-            if len(starts) > MAX_STARTS or time.monotonic() > began + timeout_s:
-                reason = "ends again and again" if len(starts) > 1 else f"is not healthy after {timeout_s:.0f} s"
-                raise PartFailedError(f"{part.name} {reason}. Its last words:\n{self.last_words(part.name)}")
+    def start_parts(
+        self, parts: Sequence[Part], prepare: Mapping[str, Callable[[], None]]
+    ) -> Iterator[tuple[str, float]]:
+        """Starts each as soon as those that it needs are healthy: names with seconds, as they become healthy.
+
+        prepare: what has to be done before a part is started. Raises PartFailedError with a part's last words.
+        """
+        started: dict[str, float] = {}
+        healthy: set[str] = set()
+        while len(healthy) < len(parts):
+            for part in parts:
+                if part.name in healthy or not healthy.issuperset(part.after):
+                    continue
+                if part.name not in started:
+                    prepare.get(part.name, _nothing)()
+                    self.start_part(part.name)
+                    started[part.name] = time.monotonic()
+                if part.is_healthy():
+                    healthy.add(part.name)
+                    yield part.name, time.monotonic() - started[part.name]
+                else:
+                    self._check_start(part.name, time.monotonic() - started[part.name])
             time.sleep(POLL_S)
-        return time.monotonic() - began
+
+    def start_part(self, name: str) -> None:
+        """Starts one, unless it runs, and does not wait for it."""
+        with contextlib.suppress(Fault):
+            self._call("startProcess", name, False)
+
+    def _check_start(self, name: str, seconds: float) -> None:
+        """Raises PartFailedError for one that is not worth waiting for."""
+        starts = self._starts.setdefault(name, set())
+        starts.add(int(self._call("getProcessInfo", name)["start"]))
+        if len(starts) > MAX_STARTS or seconds > START_TIMEOUT_S:
+            reason = "ends again and again" if len(starts) > 1 else f"is not healthy after {seconds:.0f} s"
+            raise PartFailedError(f"{name} {reason}. Its last words:\n{self.last_words(name)}")
 
     # ---- while it runs
 
@@ -144,6 +168,10 @@ class Supervisor:
                 if process.pid != os.getpid() and process.environ().get(MARK) == str(self.stack.folder):
                     found.append(process)
         return found
+
+
+def _nothing() -> None:
+    pass
 
 
 def _socket_path(stack: Stack) -> Path:

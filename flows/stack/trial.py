@@ -1,4 +1,4 @@
-"""A night in a minute: a schedule starts the sample catalog on a stack, and what it leaves is looked at."""
+"""A night in a minute: a schedule starts a small catalog on a stack, and what it leaves is looked at."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from flows.stack.settings import BUCKET, Stack, find_program
-from flows.stack.standing import environment_of
+from flows.stack.standing import TRIAL_CATALOG, TRIAL_ROWS, environment_of
 
 DEPLOYMENT = "personalize_catalog/nightly"
 ARTIFACTS = ("catalog-progress", "catalog-counts", "catalog-report")
@@ -42,7 +42,7 @@ def try_stack(stack: Stack, say: Callable[[str], None] = lambda _: None) -> Iter
         yield Check("a schedule starts a run", run_id is not None, f"flow run {run_id}" if run_id else "none began")
         if run_id is None:
             return
-        say("the sample catalog is made")
+        say("the run has begun")
         run = _wait_until_ended(client, run_id)
         yield Check("the worker runs it to its end", run.state.is_completed(), f"{run.state.name}: {run.state.message}")
         yield _check_artifacts(client, run_id)
@@ -60,7 +60,7 @@ def _start_by_schedule(client: Any, output: str, num_workers: int) -> UUID | Non
 
     deployment = client.read_deployment_by_name(DEPLOYMENT)
     parameters = json.loads(json.dumps(deployment.parameters))
-    parameters["inputs"]["output_uri"] = output
+    parameters["inputs"] |= {"catalog_uri": f"s3://{BUCKET}/{TRIAL_CATALOG}", "output_uri": output}
     parameters["cluster"]["num_workers"] = num_workers
     due = IntervalSchedule(interval=INTERVAL, anchor_date=datetime.now(UTC))
     schedule = DeploymentScheduleCreate(schedule=due, active=True, parameters=parameters)
@@ -106,7 +106,7 @@ def _check_output(stack: Stack, output: str) -> Check:
     stored = RunOutput(output, Locations(storage_options=stack.storage_options))
     record = stored.read_run()
     rows = sum(1 for _ in stored.read_result_rows())
-    is_good = record is not None and record.state == "finished" and rows == record.counts.get("rows")
+    is_good = record is not None and record.state == "finished" and rows == TRIAL_ROWS
     return Check("the bucket has a row for every item", is_good, f"{rows} rows in {output}")
 
 
