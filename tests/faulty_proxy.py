@@ -1,10 +1,11 @@
-"""A reverse proxy on loopback that misbehaves on request: 503, resets, truncated bodies."""
+"""A reverse proxy on loopback that misbehaves on request: 503, resets, stalls, truncated bodies, flipped bits."""
 
 import contextlib
 import http.client
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["503", "500", "403", "reset", "truncate"]
+Fault = Literal["503", "500", "403", "reset", "truncate", "stall", "flip"]
+STALL_S = 15.0
 _ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>made up</Message></Error>"
 _CODES = {"503": b"SlowDown", "500": b"InternalError", "403": b"AccessDenied"}
 
@@ -21,7 +23,8 @@ _CODES = {"503": b"SlowDown", "500": b"InternalError", "403": b"AccessDenied"}
 class FaultyProxy:
     """Faults are used up one per request, in order; then `always` applies; without either, requests pass through.
 
-    Only answers to GET are truncated.
+    Only answers to GET are truncated, and only what is PUT has a bit flipped. A request that stalls is answered as
+    ever, STALL_S later.
     """
 
     url: str
@@ -38,7 +41,7 @@ class FaultyProxy:
 def run_faulty_proxy(target_url: str) -> Iterator[FaultyProxy]:
     """A proxy in front of a server, as long as the block lasts."""
     target = urlsplit(target_url)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server = _Server(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     proxy = FaultyProxy(f"http://127.0.0.1:{server.server_address[1]}")
     server.proxy, server.target = proxy, (target.hostname, target.port)
@@ -52,6 +55,11 @@ def run_faulty_proxy(target_url: str) -> Iterator[FaultyProxy]:
         thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """A client that is killed, or that gives up, is what a proxy like this one is for."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -63,6 +71,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault in _CODES:
             self._answer(int(fault), [], _ERROR % _CODES[fault])
         else:
+            if fault == "stall":
+                time.sleep(STALL_S)
+            if fault == "flip" and self.command == "PUT" and body:
+                body = body[:-1] + bytes([body[-1] ^ 1])
             self._forward(body, truncate=fault == "truncate" and self.command == "GET")
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _handle  # noqa: N815

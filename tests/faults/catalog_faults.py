@@ -1,0 +1,209 @@
+"""What is done to catalog runs, and how such a run ends before it is repeated."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+from prefect.states import Cancelling
+
+from flows.stack.parts import alive_nodes
+from flows.stack.settings import find_program
+from tests.faults.site import GONE_WITHIN_S, Damage, Run, Site, actors, find_processes, kill, new_output, wait_until
+
+NUM_ITEMS = 40
+INJECT_AT = 8
+"""Items with stored rows when it happens."""
+DOWN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """inject: does it, and returns when it is over. ends: the states that the run may end in.
+
+    failed: items that are meant to fail. prompts: of single items.
+    """
+
+    name: str
+    inject: Callable[[Run], None]
+    ends: tuple[str, ...] = ("Completed",)
+    failed: int = 0
+    prompts: dict[int, str] | None = None
+    leaves_nothing: bool = False
+    """Whether no actor is left GONE_WITHIN_S later."""
+
+
+def kill_actor(run: Run) -> None:
+    kill(actors(run.site)[0])
+
+
+def kill_raylet(run: Run) -> None:
+    """Of a node that computes; Supervisor brings another one up, as an autoscaler does."""
+    pid = run.site.supervisor.pid_of("ray-node-1")
+    raylets = [process for process in psutil.Process(pid).children(recursive=True) if process.name() == "raylet"]
+    kill(raylets[0])
+
+
+def take_spot_node(run: Run) -> None:
+    """A notice, as a cloud gives it, and some seconds later the node is gone."""
+    site = run.site
+    (node,) = [node for node in alive_nodes(site.stack) if "ray-node-1" in node["resourcesTotal"]]
+    command = [
+        str(find_program("ray")), "drain-node", f"--address={site.stack.ray_address}", f"--node-id={node['nodeId']}",
+        "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=10",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env={**os.environ, **site.stack.environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    time.sleep(5)
+    for process in psutil.Process(site.supervisor.pid_of("ray-node-1")).children(recursive=True):
+        kill(process)
+
+
+def kill_head(run: Run) -> None:
+    """Its control service, without which every node gives up; Supervisor starts head and nodes again."""
+    kill(find_processes(run.site, "gcs_server")[0])
+
+
+def kill_driver(run: Run) -> None:
+    kill(run.driver())
+
+
+def terminate_driver(run: Run) -> None:
+    kill(run.driver(), signal.SIGTERM)
+
+
+def cancel(run: Run) -> None:
+    """What the pages and the API do."""
+    run.site.client.set_flow_run_state(run.run_id, Cancelling())
+
+
+def stop_server(run: Run) -> None:
+    supervisor = run.site.supervisor
+    supervisor.stop_part("prefect-server")
+    time.sleep(DOWN_S)
+    supervisor.start_part("prefect-server")
+    run.site.wait_healthy()
+
+
+def stop_database(run: Run) -> None:
+    supervisor = run.site.supervisor
+    if "postgres" not in supervisor.states():
+        return
+    supervisor.stop_part("postgres")
+    time.sleep(DOWN_S / 3)
+    supervisor.start_part("postgres")
+    run.site.wait_healthy()
+
+
+def kill_prefect_worker(run: Run) -> None:
+    """The service and Prefect's worker in it: the run goes on without them."""
+    pid = run.site.supervisor.pid_of("worker")
+    service = psutil.Process(pid)
+    victims = [service, *(child for child in service.children() if "worker" in child.cmdline())]
+    for process in victims:
+        kill(process)
+
+
+def misbehave(fault: str, seconds: float) -> Callable[[Run], None]:
+    """S3 answers like that to everything for so long."""
+
+    def inject(run: Run) -> None:
+        proxy = run.site.proxy
+        proxy.always = fault  # type: ignore[assignment]
+        time.sleep(seconds)
+        proxy.always = None
+
+    return inject
+
+
+def start_second_run(run: Run) -> None:
+    """It is refused at once, and says who holds the output."""
+    second = run.site.start(run.output_uri, run.num_items)
+    state = second.wait_ended()
+    assert state.is_failed(), state
+    assert "holds" in state.message or "held" in state.message, state.message
+
+
+def nothing(run: Run) -> None:
+    """What happens is in the catalog."""
+
+
+FAULTS = [
+    Fault("actor killed", kill_actor),
+    Fault("raylet killed", kill_raylet),
+    Fault("spot notice, node gone", take_spot_node),
+    Fault("Ray's head killed", kill_head, ("Completed", "Failed")),
+    Fault("driver killed (kill -9)", kill_driver, ("Crashed",), leaves_nothing=True),
+    Fault("driver terminated (SIGTERM)", terminate_driver, ("Crashed",), leaves_nothing=True),
+    Fault("cancelled through the API", cancel, ("Cancelled",), leaves_nothing=True),
+    Fault("Prefect's server away for 60 s", stop_server),
+    Fault("its database away for 20 s", stop_database),
+    Fault("Prefect's worker killed", kill_prefect_worker),
+    Fault("S3 answers 503 for 10 s", misbehave("503", 10), ("Completed",)),
+    Fault("S3 resets connections for 10 s", misbehave("reset", 10)),
+    Fault("S3 stalls for 20 s", misbehave("stall", 20)),
+    Fault("S3 truncates answers for 10 s", misbehave("truncate", 10)),
+    Fault("S3 flips bits on the way in for 10 s", misbehave("flip", 10)),
+    Fault("S3 refuses the keys for 10 s", misbehave("403", 10), ("Completed", "Failed")),
+    Fault("two runs on one output", start_second_run),
+    Fault("an item that takes its worker along (out of memory)", nothing, failed=1, prompts={12: "a cup [kill]"}),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One try. recover_s: from the end of the fault until there was a new row; whole_s: until everything was there."""
+
+    fault: str
+    ended: str
+    repeats: int
+    lost: int
+    duplicated: int
+    damaged: int
+    left_over: int
+    recover_s: float
+    whole_s: float
+
+
+def try_fault(site: Site, fault: Fault, num_items: int = NUM_ITEMS) -> Outcome:
+    """A run that it happens to, and the same run again until it is complete. Raises AssertionError where the run does
+    not end as it should.
+    """
+    site.wait_healthy()
+    run = site.start(new_output(), num_items, fault.prompts)
+    run.wait_stored(INJECT_AT)
+    fault.inject(run)
+    began, before = time.monotonic(), run.num_stored()
+    recovered = [0.0] if before == num_items - fault.failed else []
+    if fault.leaves_nothing:
+        wait_until(lambda: not actors(site), "end of every actor", GONE_WITHIN_S)
+
+    def is_over() -> bool:
+        if not recovered and run.num_stored() > before:
+            recovered.append(time.monotonic() - began)
+        return run.state().is_final()
+
+    wait_until(is_over, "end of the run", 400)
+    ended = run.state()
+    assert ended.name in fault.ends, f"{fault.name}: {ended.name}: {ended.message}"
+    repeats, last = 0, run
+    while not last.state().is_completed():
+        repeats += 1
+        assert repeats <= 2, f"{fault.name}: {last.state().name}: {last.state().message}"
+        site.wait_healthy()
+        last = site.start(run.output_uri, num_items, fault.prompts)
+        last.wait_stored(min(before + 1, num_items), 300)
+        if not recovered:
+            recovered.append(time.monotonic() - began)
+        last.wait_ended(400)
+    whole_s = time.monotonic() - began
+    damage = Damage.of(last, fault.failed)
+    return Outcome(
+        fault.name, ended.name, repeats, damage.lost, damage.duplicated, damage.damaged, damage.left_over,
+        recovered[0] if recovered else whole_s, whole_s,
+    )  # fmt: skip
