@@ -1,4 +1,4 @@
-"""The table of faults: `python -m tests.faults [WORD ...] [--times N] [--save FILE]`."""
+"""The table of faults: `python -m tests.faults [WORD ...] [--works WORK ...] [--times N] [--save FILE]`."""
 
 import argparse
 import dataclasses
@@ -8,8 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.catalog_faults import FAULTS, Outcome, try_fault
-from tests.faults.site import run_site
+from tests.faults.faults import FAULTS, Outcome, try_fault
+from tests.faults.site import deploy, run_site
+from tests.faults.works import WORKS
 
 
 def main() -> int:
@@ -17,19 +18,26 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="only faults whose names hold one of them")
     parser.add_argument("--times", type=int, default=1, help="how often each is tried (1)")
     parser.add_argument("--save", type=Path, help="the outcomes as JSON")
+    parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS), help="kinds of runs (all)")
     options = parser.parse_args()
-    chosen = [fault for fault in FAULTS if not options.words or any(word in fault.name for word in options.words)]
+    chosen = [
+        (fault, WORKS[name])
+        for name in options.works
+        for fault in FAULTS
+        if name in fault.works and (not options.words or any(word in fault.name for word in options.words))
+    ]
     outcomes: list[Outcome] = []
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="ezigen-faults-") as folder, run_site(Path(folder)) as site:
+        deploy(site.client, [WORKS[name] for name in options.works])
         for number in range(options.times):
-            for fault in chosen:
+            for fault, work in chosen:
                 began = time.monotonic()
                 try:
-                    outcome = try_fault(site, fault)
-                except AssertionError as error:
-                    wrong.append(f"{fault.name}: {error}")
-                    print(f"[{number + 1}] {fault.name}: WRONG: {error}", file=sys.stderr, flush=True)
+                    outcome = try_fault(site, fault, work)
+                except Exception as error:  # noqa: BLE001 - the others are tried all the same
+                    wrong.append(f"{work.name}, {fault.name}: {error!r}")
+                    print(f"[{number + 1}] {work.name}, {fault.name}: WRONG: {error!r}", file=sys.stderr, flush=True)
                     continue
                 finally:
                     site.proxy.always = None
@@ -46,14 +54,16 @@ def main() -> int:
 
 def print_table(outcomes: list[Outcome]) -> None:
     """One line per fault: sums over its tries, times as the longest."""
-    print("| fault | tried | ended as | repeated | lost | duplicated | damaged | next row after | complete after |")
-    print("|---|---:|---|---:|---:|---:|---:|---:|---:|")
-    for name in dict.fromkeys(one.fault for one in outcomes):
-        tries = [one for one in outcomes if one.fault == name]
+    print(
+        "| run | fault | tried | ended as | repeated | lost | duplicated | damaged | more after | complete after |"
+    )
+    print("|---|---|---:|---|---:|---:|---:|---:|---:|---:|")
+    for work, name in dict.fromkeys((one.work, one.fault) for one in outcomes):
+        tries = [one for one in outcomes if (one.work, one.fault) == (work, name)]
         ends = ", ".join(sorted({one.ended for one in tries}))
         sums = [sum(getattr(one, field) for one in tries) for field in ("repeats", "lost", "duplicated", "damaged")]
         recover, whole = (max(getattr(one, field) for one in tries) for field in ("recover_s", "whole_s"))
-        cells = [name, str(len(tries)), ends, *map(str, sums), f"{recover:.1f} s", f"{whole:.1f} s"]
+        cells = [work, name, str(len(tries)), ends, *map(str, sums), f"{recover:.1f} s", f"{whole:.1f} s"]
         print(f"| {' | '.join(cells)} |")
 
 

@@ -1,19 +1,17 @@
 """A stack with a deployment whose workers need no networks, a proxy that misbehaves before its S3, and runs on it."""
 
 import contextlib
-import hashlib
 import os
 import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from io import BytesIO
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import psutil
-from PIL import Image
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 
@@ -21,16 +19,12 @@ from flows.stack import standing
 from flows.stack.parts import list_parts
 from flows.stack.settings import BUCKET, MARK, ROOT, Stack
 from flows.stack.supervisor import Supervisor
-from tasks.catalog.results import ResultRow
-from tasks.storage import Locations, RunOutput
+from tasks.storage import Locations
 from tasks.storage.filesystems import open_filesystem
-from tasks.storage.ledger import ResultsLedger
 from tests.faulty_proxy import FaultyProxy, run_faulty_proxy
-from tests.run.catalogs import write_catalog
 
-SECONDS_PER_ITEM = "0.2"
-FLUSH_INTERVAL_S = 0.5
-DEPLOYMENT = "personalize_catalog/faults"
+NODE_VARIABLES = {"EZIGEN_TEST_SECONDS_PER_ITEM": "0.2", "PYTHONPATH": str(ROOT)}
+DEPLOYMENT = "faults"
 GONE_WITHIN_S = 10.0
 
 
@@ -43,45 +37,66 @@ class Site:
     proxy: FaultyProxy
     client: SyncPrefectClient
     folder: Path
-    catalogs: dict[str, str] = field(default_factory=dict)
 
     def wait_healthy(self, timeout_s: float = 180) -> None:
         """Until every part is up again, with the nodes that it should have."""
         parts = list_parts(self.stack)
         wait_until(lambda: all(part.is_healthy() for part in parts), "healthy parts", timeout_s)
 
-    def catalog(self, num_items: int, prompts: dict[int, str] | None = None) -> str:
-        """A catalog in the bucket; the same one for the same contents."""
-        key = f"{num_items}-{hashlib.sha256(repr(prompts).encode()).hexdigest()[:8]}"
-        if key not in self.catalogs:
-            path = write_catalog(self.folder / key, num_items, prompts)
-            filesystem = open_filesystem("s3", self.stack.storage_options)
-            for file in path.parent.iterdir():
-                filesystem.pipe_file(f"{BUCKET}/faults/{key}/{file.name}", file.read_bytes())
-            self.catalogs[key] = f"s3://{BUCKET}/faults/{key}/catalog.csv"
-        return self.catalogs[key]
+    @property
+    def locations(self) -> Locations:
+        """The bucket, past the proxy."""
+        return Locations(storage_options=self.stack.storage_options)
 
-    def start(self, output: str, num_items: int, prompts: dict[int, str] | None = None, **cluster: object) -> "Run":
-        """A run of the deployment, given to the stack's worker."""
-        parameters = {
-            "inputs": {"catalog_uri": self.catalog(num_items, prompts), "output_uri": output},
-            "model": {"model": "mini"},
-            "cluster": {
-                "address": self.stack.ray_address,
-                "num_workers": self.stack.num_nodes,
-                "num_slots": 2,
-                "num_ahead": 1,
-                "shard_size": 4,
-                "flush_interval_s": FLUSH_INTERVAL_S,
-                "grace_period_s": 10,
-                "lease_ttl_s": 10,
-                **cluster,
-            },
-        }
-        deployment = self.client.read_deployment_by_name(DEPLOYMENT)
+    @property
+    def filesystem(self) -> Any:
+        """The same as a filesystem."""
+        return open_filesystem("s3", self.stack.storage_options)
+
+    def start(self, work: "Work", output_uri: str) -> "Run":
+        """A run of a kind of work, given to the stack's Prefect worker; its S3 is the proxy."""
+        deployment = self.client.read_deployment_by_name(f"{work.flow}/{DEPLOYMENT}")
         variables = {"env": {"AWS_ENDPOINT_URL": self.proxy.url}}
-        run = self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters, job_variables=variables)
-        return Run(self, UUID(str(run.id)), output, num_items)
+        run = self.client.create_flow_run_from_deployment(
+            deployment.id, parameters=work.parameters(self, output_uri), job_variables=variables
+        )
+        return Run(self, work, UUID(str(run.id)), output_uri)
+
+
+class Work(ABC):
+    """A kind of run: what it is asked to do, how far it is, and whether what it stored is what it should be."""
+
+    name: str
+    flow: str
+    entrypoint: str
+    actor: str
+    """What the titles of its actors' processes begin with."""
+    inject_at: int
+    """How much is stored when a fault happens."""
+    whole: int
+    """How much is stored in the end."""
+
+    @abstractmethod
+    def parameters(self, site: Site, output_uri: str) -> dict[str, Any]:
+        """Of the flow."""
+
+    @abstractmethod
+    def num_stored(self, site: Site, output_uri: str) -> int:
+        """Of `whole`, what is stored so far."""
+
+    @abstractmethod
+    def damage(self, site: Site, output_uri: str) -> "Damage":
+        """Of a finished output."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a finished output lacks, has twice, has wrongly, or has that belongs to nothing. All zero: no harm."""
+
+    lost: int
+    duplicated: int
+    damaged: int
+    left_over: int
 
 
 @dataclass
@@ -89,33 +104,31 @@ class Run:
     """One flow run on an output."""
 
     site: Site
+    work: Work
     run_id: UUID
     output_uri: str
-    num_items: int
-
-    @property
-    def output(self) -> RunOutput:
-        """Read past the proxy."""
-        return RunOutput(self.output_uri, Locations(storage_options=self.site.stack.storage_options))
 
     def state(self) -> State:
         return self.site.client.read_flow_run(self.run_id).state
 
     def num_stored(self) -> int:
-        """Items with a stored row."""
-        return len({row.item_key for row in self.output.read_result_rows()})
+        return self.work.num_stored(self.site, self.output_uri)
 
-    def wait_stored(self, num_items: int, timeout_s: float = 180) -> None:
-        """Until so many items have a row. Fails if the run ends before."""
+    def actors(self) -> list[psutil.Process]:
+        """The processes that do the work."""
+        return find_processes(self.site, self.work.actor)
+
+    def wait_stored(self, wanted: int, timeout_s: float = 240) -> None:
+        """Until so much is stored. Fails if the run ends before."""
 
         def enough() -> bool:
-            if self.num_stored() >= num_items:
+            if self.num_stored() >= wanted:
                 return True
             state = self.state()
-            assert not state.is_final() or self.num_stored() >= num_items, f"{state.name}: {state.message}"
+            assert not state.is_final() or self.num_stored() >= wanted, f"{state.name}: {state.message}"
             return False
 
-        wait_until(enough, f"{num_items} stored items", timeout_s)
+        wait_until(enough, f"{wanted} stored", timeout_s)
 
     def wait_ended(self, timeout_s: float = 300) -> State:
         """Its final state. A run that retries a stage has none yet."""
@@ -147,54 +160,9 @@ def find_processes(site: Site, title: str) -> list[psutil.Process]:
     return found
 
 
-def actors(site: Site) -> list[psutil.Process]:
-    """The workers that make images."""
-    return find_processes(site, "ray::DoomedWorker")
-
-
 def kill(process: psutil.Process, number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         os.kill(process.pid, number)
-
-
-@dataclass(frozen=True)
-class Damage:
-    """What an output that should be complete lacks, or has twice. All zero: nothing was harmed."""
-
-    lost: int
-    duplicated: int
-    damaged: int
-    left_over: int
-
-    @classmethod
-    def of(cls, run: Run, failed: int = 0) -> "Damage":
-        """lost: items without a row, or without their image. duplicated: results of one item, more than one.
-        damaged: images that are not the bytes that were stored. left_over: objects that belong to nothing.
-        """
-        output = run.output
-        rows: list[ResultRow] = list(ResultsLedger(output).rows())
-        done = [row for row in rows if row.status == "done"]
-        stored = Counter(row.item_key for row in output.read_result_rows() if row.status == "done")
-        filesystem, root = output.locations.filesystem(output.root), output.root.path
-        objects = {path.removeprefix(f"{root}/") for path in filesystem.find(root)}
-        images = {path for path in objects if path.startswith("images/")}
-        wanted = {row.image_uri for row in done}
-        there = [row for row in done if row.image_uri in objects]
-        damaged = sum(not is_whole(filesystem.cat_file(f"{root}/{row.image_uri}"), row) for row in there)
-        return cls(
-            lost=run.num_items - len(done) - failed + len(wanted - images),
-            duplicated=sum(stored.values()) - len(stored),
-            damaged=damaged,
-            left_over=sum(".partial" in path for path in objects),
-        )
-
-
-def is_whole(data: bytes, row: ResultRow) -> bool:
-    """Whether an image is what its row says, and can be opened."""
-    if hashlib.sha256(data).hexdigest() != row.image_sha256:
-        return False
-    Image.open(BytesIO(data)).load()
-    return True
 
 
 def new_output() -> str:
@@ -217,7 +185,7 @@ def run_site(folder: Path, num_nodes: int = 2) -> Iterator[Site]:
     stack = Stack.make(folder / "stack", num_nodes)
     supervisor = Supervisor(stack)
     # The nodes' workers inherit what their node was started with.
-    os.environ |= {"EZIGEN_TEST_SECONDS_PER_ITEM": SECONDS_PER_ITEM, "PYTHONPATH": str(ROOT)}
+    os.environ |= NODE_VARIABLES
     try:
         parts = list_parts(stack)
         supervisor.start(parts)
@@ -225,17 +193,23 @@ def run_site(folder: Path, num_nodes: int = 2) -> Iterator[Site]:
             pass
         standing.fill_bucket(stack)
         standing.automate(stack)
-        with (
-            run_faulty_proxy(stack.url("s3")) as proxy,
-            standing.environment_of(stack),
-            get_client(sync_client=True) as client,
-        ):
-            deploy(client)
-            yield Site(stack, supervisor, proxy, client, folder)
+        with open_site(stack, folder) as site:
+            yield site
     finally:
         supervisor.shut_down(240)
         left = [process.pid for process in psutil.process_iter() if has_mark(process, stack)]
         assert not left, f"processes were left: {left}"
+
+
+@contextlib.contextmanager
+def open_site(stack: Stack, folder: Path) -> Iterator[Site]:
+    """A stack that runs, its nodes with NODE_VARIABLES."""
+    with (
+        run_faulty_proxy(stack.url("s3")) as proxy,
+        standing.environment_of(stack),
+        get_client(sync_client=True) as client,
+    ):
+        yield Site(stack, Supervisor(stack), proxy, client, folder)
 
 
 def has_mark(process: psutil.Process, stack: Stack) -> bool:
@@ -244,15 +218,14 @@ def has_mark(process: psutil.Process, stack: Stack) -> bool:
     return False
 
 
-def deploy(client: SyncPrefectClient) -> None:
-    """The flow of tests/faults/light_flow.py."""
-    from tests.faults.light_flow import personalize_catalog
-
-    client.create_deployment(
-        client.create_flow(personalize_catalog),
-        "faults",
-        entrypoint="tests/faults/light_flow.py:personalize_catalog",
-        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
-        work_pool_name=standing.POOL,
-        tags=["ezigen"],
-    )
+def deploy(client: SyncPrefectClient, works: Iterable[Work]) -> None:
+    """A deployment for each kind of work."""
+    for work in works:
+        client.create_deployment(
+            client.create_flow_from_name(work.flow),
+            DEPLOYMENT,
+            entrypoint=work.entrypoint,
+            pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
+            work_pool_name=standing.POOL,
+            tags=["ezigen"],
+        )

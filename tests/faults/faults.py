@@ -1,4 +1,4 @@
-"""What is done to catalog runs, and how such a run ends before it is repeated."""
+"""What is done to runs, how such a run may end, and what it takes until everything is there."""
 
 import os
 import signal
@@ -12,32 +12,25 @@ from prefect.states import Cancelling
 
 from flows.stack.parts import alive_nodes
 from flows.stack.settings import find_program
-from tests.faults.site import GONE_WITHIN_S, Damage, Run, Site, actors, find_processes, kill, new_output, wait_until
+from tests.faults.site import GONE_WITHIN_S, Run, Site, Work, find_processes, kill, new_output, wait_until
 
-NUM_ITEMS = 40
-INJECT_AT = 8
-"""Items with stored rows when it happens."""
 DOWN_S = 60.0
 
 
 @dataclass(frozen=True)
 class Fault:
-    """inject: does it, and returns when it is over. ends: the states that the run may end in.
-
-    failed: items that are meant to fail. prompts: of single items.
-    """
+    """inject: does it, and returns when it is over. ends: the states that the run may end in. works: kinds of runs."""
 
     name: str
     inject: Callable[[Run], None]
     ends: tuple[str, ...] = ("Completed",)
-    failed: int = 0
-    prompts: dict[int, str] | None = None
+    works: tuple[str, ...] = ("catalog", "features", "training")
     leaves_nothing: bool = False
     """Whether no actor is left GONE_WITHIN_S later."""
 
 
 def kill_actor(run: Run) -> None:
-    kill(actors(run.site)[0])
+    kill(run.actors()[0])
 
 
 def kill_raylet(run: Run) -> None:
@@ -123,7 +116,7 @@ def misbehave(fault: str, seconds: float) -> Callable[[Run], None]:
 
 def start_second_run(run: Run) -> None:
     """It is refused at once, and says who holds the output."""
-    second = run.site.start(run.output_uri, run.num_items)
+    second = run.site.start(run.work, run.output_uri)
     state = second.wait_ended()
     assert state.is_failed(), state
     assert "holds" in state.message or "held" in state.message, state.message
@@ -141,24 +134,25 @@ FAULTS = [
     Fault("driver killed (kill -9)", kill_driver, ("Crashed",), leaves_nothing=True),
     Fault("driver terminated (SIGTERM)", terminate_driver, ("Crashed",), leaves_nothing=True),
     Fault("cancelled through the API", cancel, ("Cancelled",), leaves_nothing=True),
-    Fault("Prefect's server away for 60 s", stop_server),
-    Fault("its database away for 20 s", stop_database),
-    Fault("Prefect's worker killed", kill_prefect_worker),
-    Fault("S3 answers 503 for 10 s", misbehave("503", 10), ("Completed",)),
-    Fault("S3 resets connections for 10 s", misbehave("reset", 10)),
-    Fault("S3 stalls for 20 s", misbehave("stall", 20)),
-    Fault("S3 truncates answers for 10 s", misbehave("truncate", 10)),
+    Fault("Prefect's server away for 60 s", stop_server, works=("catalog",)),
+    Fault("its database away for 20 s", stop_database, works=("catalog",)),
+    Fault("Prefect's worker killed", kill_prefect_worker, works=("catalog",)),
+    Fault("S3 answers 503 for 10 s", misbehave("503", 10)),
+    Fault("S3 resets connections for 10 s", misbehave("reset", 10), works=("catalog",)),
+    Fault("S3 stalls for 20 s", misbehave("stall", 20), works=("catalog",)),
+    Fault("S3 truncates answers for 10 s", misbehave("truncate", 10), works=("catalog",)),
     Fault("S3 flips bits on the way in for 10 s", misbehave("flip", 10)),
-    Fault("S3 refuses the keys for 10 s", misbehave("403", 10), ("Completed", "Failed")),
+    Fault("S3 refuses the keys for 10 s", misbehave("403", 10), ("Completed", "Failed"), works=("catalog",)),
     Fault("two runs on one output", start_second_run),
-    Fault("an item that takes its worker along (out of memory)", nothing, failed=1, prompts={12: "a cup [kill]"}),
+    Fault("an item that takes its worker along (out of memory)", nothing, works=("poisoned catalog",)),
 ]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One try. recover_s: from the end of the fault until there was a new row; whole_s: until everything was there."""
+    """One try. recover_s: from the end of the fault until more was stored; whole_s: until everything was there."""
 
+    work: str
     fault: str
     ended: str
     repeats: int
@@ -170,18 +164,18 @@ class Outcome:
     whole_s: float
 
 
-def try_fault(site: Site, fault: Fault, num_items: int = NUM_ITEMS) -> Outcome:
+def try_fault(site: Site, fault: Fault, work: Work) -> Outcome:
     """A run that it happens to, and the same run again until it is complete. Raises AssertionError where the run does
     not end as it should.
     """
     site.wait_healthy()
-    run = site.start(new_output(), num_items, fault.prompts)
-    run.wait_stored(INJECT_AT)
+    run = site.start(work, new_output())
+    run.wait_stored(work.inject_at)
     fault.inject(run)
     began, before = time.monotonic(), run.num_stored()
-    recovered = [0.0] if before == num_items - fault.failed else []
+    recovered = [0.0] if before == work.whole else []
     if fault.leaves_nothing:
-        wait_until(lambda: not actors(site), "end of every actor", GONE_WITHIN_S)
+        wait_until(lambda: not run.actors(), "end of every actor", GONE_WITHIN_S)
 
     def is_over() -> bool:
         if not recovered and run.num_stored() > before:
@@ -190,20 +184,20 @@ def try_fault(site: Site, fault: Fault, num_items: int = NUM_ITEMS) -> Outcome:
 
     wait_until(is_over, "end of the run", 400)
     ended = run.state()
-    assert ended.name in fault.ends, f"{fault.name}: {ended.name}: {ended.message}"
+    assert ended.name in fault.ends, f"{ended.name}: {ended.message}"
     repeats, last = 0, run
     while not last.state().is_completed():
         repeats += 1
-        assert repeats <= 2, f"{fault.name}: {last.state().name}: {last.state().message}"
+        assert repeats <= 2, f"{last.state().name}: {last.state().message}"
         site.wait_healthy()
-        last = site.start(run.output_uri, num_items, fault.prompts)
-        last.wait_stored(min(before + 1, num_items), 300)
+        last = site.start(work, run.output_uri)
+        last.wait_stored(min(before + 1, work.whole), 300)
         if not recovered:
             recovered.append(time.monotonic() - began)
         last.wait_ended(400)
     whole_s = time.monotonic() - began
-    damage = Damage.of(last, fault.failed)
+    damage = work.damage(site, run.output_uri)
     return Outcome(
-        fault.name, ended.name, repeats, damage.lost, damage.duplicated, damage.damaged, damage.left_over,
+        work.name, fault.name, ended.name, repeats, damage.lost, damage.duplicated, damage.damaged, damage.left_over,
         recovered[0] if recovered else whole_s, whole_s,
     )  # fmt: skip
