@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import threading
 import time
@@ -21,6 +22,7 @@ from ezigen.config import (
 )
 from tasks.actors import CatalogWorker, ItemReport, WorkerSetup
 from tasks.catalog.making import MakerSettings
+from tasks.catalog.metrics import CatalogMetrics
 from tasks.catalog.outcome import Measurements, RunOutcome, TooManyFailures
 from tasks.catalog.plan import CatalogPlan
 from tasks.catalog.progress import Progress, ProgressMeter
@@ -101,6 +103,7 @@ class _Execution:
         self.leaves_leftovers = previous is not None and previous.state != "finished"
         self.meter = ProgressMeter(_num_items(run.plan), run.on_progress)
         self.measurements = Measurements()
+        self.metrics = CatalogMetrics(run.output.name, run_id=self.record.run_id, model=run.model.model)
         self.workers: WorkerPlan | None = None
         self._subjects: SubjectSource | None = None
         self.writer = ShardWriter(
@@ -148,8 +151,10 @@ class _Execution:
         with connect(self._cluster_config()) if kept is None else contextlib.nullcontext(kept) as cluster:
             self.workers = self._plan_workers(cluster)
             logger.info("%d workers on %s", self.workers.count, self.workers.device)
-            self._run_pool(cluster, self.workers, chain([first], items))
-            self.writer.flush()  # before Ray is taken down, which takes seconds
+            with self.metrics.working(self.workers.device):
+                self._run_pool(cluster, self.workers, chain([first], items))
+                self.writer.flush()  # before Ray is taken down, which takes seconds
+                self.metrics.shards_written(self.writer.num_shards)
 
     def _find_subjects(self) -> SubjectSource | None:
         """The feature store that was named, which is opened once to see whether it is of use."""
@@ -175,6 +180,7 @@ class _Execution:
             stop=self.run.stop,
             check=cluster.check,
         )
+        tell = functools.partial(self.metrics.tick, self.meter, pool, workers.count)
         with contextlib.closing(pool.run()) as events:
             for event in events:
                 if isinstance(event, Finished):
@@ -183,6 +189,9 @@ class _Execution:
                     self._add(self._condemned_row(event))
                 self.writer.flush_if_due()
                 self._tick(pool.planner.num_in_flight, pool.planner.num_ready)
+                self.metrics.shards_written(self.writer.num_shards)
+                tell()
+        tell(force=True)
         self.leaves_leftovers |= pool.num_lost > 0
 
     def _take_report(self, event: Any) -> None:
@@ -190,6 +199,7 @@ class _Execution:
         for line in report.log:
             worker_logger.log(line.level, "[%s] %s", event.worker, line.message)
         self.measurements.add(report.row, report.counts)
+        self.metrics.worker_counted(report.counts)
         ticket = event.ticket
         self._add(dataclasses.replace(report.row, attempts=ticket.item.attempts + ticket.attempts))
 
@@ -201,6 +211,7 @@ class _Execution:
 
     def _add(self, row: ResultRow) -> None:
         self.meter.add(row)
+        self.metrics.item_ended(row)
         self.writer.add(row)
 
     def _tick(self, in_flight: int, num_workers: int, *, force: bool = False) -> None:
