@@ -21,6 +21,7 @@ from ezigen.config import (
     SamplerConfig,
 )
 from tasks.actors import CatalogWorker, ItemReport, WorkerSetup
+from tasks.actors.records import tell_worker_record
 from tasks.catalog.making import MakerSettings
 from tasks.catalog.metrics import CatalogMetrics
 from tasks.catalog.outcome import Measurements, RunOutcome, TooManyFailures
@@ -34,6 +35,7 @@ from tasks.catalog.stored_subjects import SubjectSource
 from tasks.cluster import Cluster, WorkerPlan, connect, plan_workers
 from tasks.cluster.environment import SecretVariables
 from tasks.cluster.planner import Condemned, PoolLimits
+from tasks.monitoring.logs import log_ids, set_process_ids
 from tasks.storage import RunOutput, RunRecord, RunState, compact_results, new_run_id, remove_leftovers
 from tasks.storage.lease import Lease, LeaseLost
 from tasks.storage.run_record import now_text, package_versions
@@ -41,7 +43,6 @@ from tasks.storage.run_record import now_text, package_versions
 __all__ = ["CatalogRun", "Progress", "RunOutcome", "TooManyFailures", "run_catalog"]
 
 logger = logging.getLogger(__name__)
-worker_logger = logging.getLogger("ezigen.worker")
 
 _PACKAGES = ("ezigen-pipeline", "torch", "diffusers", "transformers", "ray", "pyarrow")
 _LEFTOVER_AGE_S = 2.0
@@ -116,6 +117,7 @@ class _Execution:
 
     def execute(self) -> RunOutcome:
         """From the first write of run.json to the last."""
+        set_process_ids(run_id=self.record.run_id)
         self._check_lease()
         self.run.output.write_run(self.record)
         try:
@@ -197,7 +199,7 @@ class _Execution:
     def _take_report(self, event: Any) -> None:
         report: ItemReport = event.result
         for line in report.log:
-            worker_logger.log(line.level, "[%s] %s", event.worker, line.message)
+            tell_worker_record(line, event.worker)
         self.measurements.add(report.row, report.counts)
         self.metrics.worker_counted(report.counts)
         ticket = event.ticket
@@ -205,7 +207,8 @@ class _Execution:
 
     def _condemned_row(self, condemned: Condemned[Item]) -> ResultRow:
         item, ticket = condemned.ticket.item, condemned.ticket
-        logger.warning("item %r: %s (%s)", item.row.item_id, condemned.code, condemned.message)
+        with log_ids(item_id=item.row.item_id):
+            logger.warning("item %r: %s (%s)", item.row.item_id, condemned.code, condemned.message)
         row = failed_row(item, ItemError(condemned.code, condemned.message), run_id=self.record.run_id)
         return dataclasses.replace(row, attempts=item.attempts + ticket.attempts)
 

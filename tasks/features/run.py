@@ -21,6 +21,7 @@ from tasks.features.plan import FLOW, FeaturePlan
 from tasks.features.schema import INDEX, LATENTS, SAMPLES, SUBJECTS, TABLES, TEXTS
 from tasks.features.stored_plan import write_plan
 from tasks.features.writer import ShardFiles
+from tasks.monitoring.logs import set_process_ids
 from tasks.sharding import ShardMeter, ShardProgress, ShardReport, run_shards
 from tasks.sharding.leftovers import remove_leftovers
 from tasks.sharding.metrics import ShardMetrics
@@ -124,6 +125,7 @@ class _Execution:
 
     def execute(self) -> FeatureOutcome:
         """From the first write of run.json to the last."""
+        set_process_ids(run_id=self.record.run_id)
         self._check_lease()
         self.run.output.write_run(self.record)
         try:

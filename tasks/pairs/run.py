@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ezigen.config import ConfigurationError, RayConfig
 from tasks.cluster import Cluster, connect
 from tasks.datasets.drawing import PictureLimits
+from tasks.monitoring.logs import set_process_ids
 from tasks.pairs.build import PairWork
 from tasks.pairs.layout import FOLDERS
 from tasks.pairs.manifest import PairsManifest, read_reports, sum_counts
@@ -95,6 +96,7 @@ class _Execution:
 
     def execute(self) -> PairOutcome:
         """From the first write of run.json to the last."""
+        set_process_ids(run_id=self.record.run_id)
         self._check_lease()
         self.run.output.write_run(self.record)
         try:

@@ -15,6 +15,7 @@ from ezigen.config import ConfigurationError
 from ezigen.engine import difference
 from tasks.actors.records import LogBuffer, LogLine
 from tasks.cluster.environment import SecretVariables
+from tasks.monitoring.logs import log_ids
 from tasks.sharding.board import MAX_DEATHS
 from tasks.sharding.report import ShardReport
 from tasks.sharding.work import ShardWork
@@ -63,16 +64,17 @@ class ShardMaker:
 
     def __init__(self, work: ShardWork, board: Any, secrets: SecretVariables) -> None:
         self._work, self._board, self._secrets = work, board, secrets
-        self._log = LogBuffer()
         self._counted: Mapping[str, float] = {}
         self._load_seconds = 0.0
         self._name = ""
         self._id = ""
+        self._log: LogBuffer | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         """A row with a shard's name to a row with the answer."""
         answer = self._answer(str(row["shard"]))
-        return {"answer": dataclasses.replace(answer, log=self._log.take(), counts=self._count()).to_json()}
+        log = () if self._log is None else self._log.take()
+        return {"answer": dataclasses.replace(answer, log=log, counts=self._count()).to_json()}
 
     def _count(self) -> Mapping[str, float]:
         now = {"seconds.load": self._load_seconds, **TRAFFIC.counts()}
@@ -101,9 +103,11 @@ class ShardMaker:
     def _make(self, shard: str) -> Answer:
         started = time.perf_counter()
         try:
-            report = self._work.make(shard)
+            with log_ids(shard=shard):
+                report = self._work.make(shard)
         except Exception as error:
-            logger.exception("shard %s failed", shard)
+            with log_ids(shard=shard):
+                logger.exception("shard %s failed", shard)
             return Answer(shard, "failed", describe_error(error))
         seconds = time.perf_counter() - started
         return Answer(shard, "made", report=dataclasses.replace(report, seconds=seconds, worker=self._name))
@@ -117,6 +121,8 @@ class ShardMaker:
         started = time.perf_counter()
         context = ray.get_runtime_context()
         self._id = str(context.get_actor_id())
+        name = f"{context.get_node_id()[:8]}/{os.getpid()}"
+        self._log = LogBuffer(name)
         self._log.attach()
         if not ray.get(self._board.worker_opens.remote(self._id)):
             return Answer(shard, "unfit", f"a worker died {MAX_DEATHS} times while it loaded what it needs.")
@@ -134,7 +140,7 @@ class ShardMaker:
             else:
                 break
         ray.get(self._board.worker_ready.remote(self._id))
-        self._name = f"{context.get_node_id()[:8]}/{os.getpid()}"
+        self._name = name
         self._load_seconds = time.perf_counter() - started
         return None
 

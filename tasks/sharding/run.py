@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ezigen.config import ConfigurationError, RayConfig
+from tasks.actors.records import tell_worker_record
 from tasks.cluster import Cluster, ClusterLost, WorkerPlan, connect, plan_workers
 from tasks.cluster.planner import PoolFailed
 from tasks.sharding.board import Board, BoardState
@@ -17,7 +18,6 @@ from tasks.sharding.report import ShardReport
 from tasks.sharding.work import ShardFailure, ShardsFailed, ShardWork
 
 logger = logging.getLogger(__name__)
-worker_logger = logging.getLogger("ezigen.worker")
 
 _TICK_S = 0.2
 _BOARD_PERIOD_S = 0.5
@@ -128,7 +128,7 @@ class _Execution:
             self._ended = True
             return
         for line in answer.log:
-            worker_logger.log(line.level, "%s", line.message)
+            tell_worker_record(line)
         if self._metrics is not None:
             self._metrics.worker_counted(answer.counts)
         self._unanswered.discard(answer.shard)

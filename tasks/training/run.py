@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ezigen.config import ConfigurationError, MonitoringConfig, TrainingClusterConfig
+from tasks.actors.records import tell_worker_record
 from tasks.cluster import Cluster, ClusterLost, WorkerPlan, connect, plan_workers
 from tasks.cluster.model_memory import worker_memory_bytes
 from tasks.cluster.planner import PoolFailed
 from tasks.features.hardware import fit_cluster
+from tasks.monitoring.logs import set_process_ids
 from tasks.sharding.leftovers import remove_leftovers
 from tasks.storage import Locations, OutputFolder, RunRecord, RunState, new_run_id
 from tasks.storage.lease import Lease, LeaseLost
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from tasks.training.ray_train import Fit
 
 logger = logging.getLogger(__name__)
-worker_logger = logging.getLogger("ezigen.worker")
 
 _TICK_S = 0.1
 _PROGRESS_PERIOD_S = 0.5
@@ -118,6 +119,7 @@ class _Execution:
 
     def execute(self) -> TrainingOutcome:
         """From the first write of run.json to the last."""
+        set_process_ids(run_id=self.record.run_id)
         self.run.check_lease()
         self.run.output.write_run(self.record)
         self.first_step = self._stored_step()
@@ -293,7 +295,7 @@ class _FitWatch:
     def _take_state(self) -> None:
         state = self.state
         for line in state.log:
-            worker_logger.log(line.level, "%s", line.message)
+            tell_worker_record(line)
         self._metrics.take(state, self._num_wanted)
         if state.error is not None:
             raise state.error

@@ -378,7 +378,7 @@ class _Voice:
         """Whether the driver has asked the workers to stop; only the first worker is told."""
         self._control, self._rank = control, rank
         self._attempt = 0
-        self._buffer = LogBuffer()
+        self._buffer = LogBuffer(f"rank-{rank}")
         self._buffer.attach()
         self._asked: Any = None
         self._asked_s = 0.0
