@@ -162,14 +162,16 @@ ROWS: tuple[tuple[str, tuple[tuple[int, int, Panel], ...]], ...] = (
                                             "networks; `idle` and `waiting` are a GPU without work.")),
             (12, 9, series("UNet evaluations", "cps",
                            target(rate("ray_ezigen_unet_calls_total", RUN, "phase"), "{{phase}}"), stack=True)),
-            (8, 8, series("Slots that are filled", "percentunit", target(
+            (6, 8, series("Slots that are filled", "percentunit", target(
                 share(rate("ray_ezigen_filled_slot_steps_total", RUN, "lane"),
                       rate("ray_ezigen_slot_steps_total", RUN, "lane")), "{{lane}}"), top=1)),
-            (8, 8, series("Cache hits", "percentunit", target(
+            (6, 8, series("Cache hits", "percentunit", target(
                 f"{rate('ray_ezigen_cache_hits_total', RUN, 'cache')} / ("
                 f"{rate('ray_ezigen_cache_hits_total', RUN, 'cache')}"
                 f" + {rate('ray_ezigen_cache_misses_total', RUN, 'cache')} > 0)", "{{cache}}"), top=1)),
-            (8, 8, series("Seconds to load a model", "s", target(
+            (6, 8, series("Floating-point operations of networks", "flops", target(
+                rate("ray_ezigen_flop_total", RUN, "part"), "{{part}}"), stack=True)),
+            (6, 8, series("Seconds to load a model", "s", target(
                 share(f'sum by (flow, run) (increase({SECONDS}{{{RUN}, part="load"}}[1h]))',
                       f"sum by (flow, run) (increase(ray_ezigen_worker_starts_total{{{RUN}}}[1h]))"), "{{run}}"),
                 note="Of the workers that started within an hour.")),

@@ -137,7 +137,7 @@ def test_every_panel_shows_something(prometheus):
 def test_every_rule_can_be_evaluated(prometheus):
     wait_until(lambda: "unknown" not in prometheus.rules().values(), EXPORT_S, "the first evaluation")
     assert set(prometheus.rules().values()) == {"ok"}
-    assert prometheus.query("ezigen:run_active == 0")
+    wait_for(prometheus, "ezigen:run_active == 0")
 
 
 @needs_prometheus
