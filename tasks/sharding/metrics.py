@@ -35,10 +35,10 @@ class ShardMetrics(m.RunMetrics):
         if "seconds.load" in counts:
             self.add(m.WORKER_STARTS)
 
-    def tick(self, num_wanted: int, num_ready: int, in_flight: int, num_deaths: int) -> None:
+    def tick(self, num_wanted: int, num_ready: int, in_flight: int, num_deaths: int, *, force: bool = False) -> None:
         """The moment, once a second. Deaths are all that there have been in this call of the engine."""
         now = time.monotonic()
-        if now - self._told_s < _PERIOD_S:
+        if now - self._told_s < _PERIOD_S and not force:
             return
         self._told_s = now
         meter = self._meter

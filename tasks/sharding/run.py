@@ -100,6 +100,7 @@ class _Execution:
         finally:
             stream.close()
             self._board.close()
+        self._tell(force=True)
         if not self._stop.is_set():
             self._failures += [ShardFailure(shard, "Ray gave no answer.") for shard in sorted(self._unanswered)]
         if self._failures:
@@ -118,10 +119,13 @@ class _Execution:
         self._board.look()
         self._obey_stop()
         self._check_start()
-        state = self._board.state
-        self._calls.tick(len(state.running), state.num_ready)
+        self._calls.tick(len(self._board.state.running), self._board.state.num_ready)
+        self._tell()
+
+    def _tell(self, *, force: bool = False) -> None:
         if self._metrics is not None:
-            self._metrics.tick(self._num_workers, state.num_ready, len(state.running), state.num_deaths)
+            state = self._board.state
+            self._metrics.tick(self._num_workers, state.num_ready, len(state.running), state.num_deaths, force=force)
 
     def _receive(self, answer: Any) -> None:
         if answer is None:
