@@ -18,11 +18,18 @@ def scrape() -> str:
 
 
 def total(name: str, **labels: str) -> float | None:
-    """The sum of the samples of that name with these labels; None without any."""
-    values = [
-        sample.value
-        for family in text_string_to_metric_families(scrape())
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    ]
-    return sum(values) if values else None
+    """The sum of the samples of that name with these labels, as they are now; None without any."""
+    return Scrape().total(name, **labels)
+
+
+class Scrape:
+    """Every sample of one moment."""
+
+    def __init__(self) -> None:
+        families = text_string_to_metric_families(scrape())
+        self.samples = [sample for family in families for sample in family.samples]
+
+    def total(self, name: str, **labels: str) -> float | None:
+        """The sum of the samples of that name with these labels; None without any."""
+        found = [one.value for one in self.samples if one.name == name and labels.items() <= one.labels.items()]
+        return sum(found) if found else None
