@@ -20,8 +20,9 @@ from ezigen.config import ConfigurationError
 from flows.job import Summary, UnfinishedRun
 from flows.run_logs import LOGGER_NAMES
 from flows.temporary_server import TemporaryServer
-from flows.terminal import RunDisplay, print_summary
+from flows.terminal import RunDisplay, RunLines, print_summary
 from flows.watching import current_watcher
+from tasks.monitoring.logs import wants_json, write_json_lines
 
 EXIT_FAILED = 1
 DRAIN_TIMEOUT_S = 10.0
@@ -34,7 +35,8 @@ def run_here(flow_name: str, parameters: object) -> int:
     """
     # Until the run can be drained there is nothing to lose: end at once, but by the `finally` blocks.
     signal.signal(signal.SIGTERM, _exit_by_signal)
-    with RunDisplay() as display, _records_shown(display), _reachable_server(display):
+    display = RunLines() if wants_json() else RunDisplay()
+    with display, _records_shown(display), _reachable_server(display):
         display.say("planning")
         token = current_watcher.set(display)
         try:
@@ -96,7 +98,13 @@ def _check_server(url: str) -> None:
 
 @contextmanager
 def _records_shown(display: RunDisplay) -> Iterator[None]:
-    """Warnings of the run's own code, above the progress bar; every record with --debug."""
+    """Warnings of the run's own code, above the progress bar; every record with --debug, or as JSON lines."""
+    if wants_json():
+        write_json_lines()
+        for name in LOGGER_NAMES:
+            logging.getLogger(name).setLevel(min(logging.INFO, display.level))
+        yield
+        return
     handler = RichHandler(display.level, display.console, show_time=False, show_path=False)
     for name in LOGGER_NAMES:
         logging.getLogger(name).addHandler(handler)

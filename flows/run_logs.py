@@ -7,6 +7,8 @@ from uuid import UUID
 
 from prefect.logging.handlers import APILogHandler
 
+from tasks.monitoring.logs import set_process_ids, wants_json, write_json_lines
+
 LOGGER_NAMES = ("ezigen", "tasks", "flows")
 
 
@@ -25,6 +27,9 @@ class _FlowRunTag(logging.Filter):
 @contextmanager
 def forward_logs(flow_run_id: UUID, level: int = logging.INFO) -> Iterator[None]:
     """Sends the records of `ezigen`, `tasks` and `flows` (actors' records included) to the flow run's log."""
+    set_process_ids(flow_run_id=str(flow_run_id))
+    if wants_json():
+        write_json_lines()
     handler = APILogHandler(level)
     handler.addFilter(_FlowRunTag(flow_run_id))
     loggers = [logging.getLogger(name) for name in LOGGER_NAMES]
@@ -38,3 +43,4 @@ def forward_logs(flow_run_id: UUID, level: int = logging.INFO) -> Iterator[None]
         for logger, old_level in zip(loggers, previous, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(old_level)
+        set_process_ids(flow_run_id=None)

@@ -15,9 +15,12 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from flows.progress import RunProgress
+from tasks.monitoring.logs import wants_json, write_json_lines
 
 if TYPE_CHECKING:
     from flows.job import Summary
+
+logger = logging.getLogger(__name__)
 
 PLAIN_INTERVAL_S = 10.0
 PIPE_WIDTH = 200
@@ -28,6 +31,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def print_error(message: str) -> None:
     """An error for people: what is wrong and what to do, no traceback."""
+    if wants_json():
+        write_json_lines()
+        logger.error(message)
+        return
     err.print(f"[bold red]error[/]  {escape(message)}")
 
 
@@ -100,3 +107,20 @@ class RunDisplay:
         elif time.monotonic() >= self._next_line_at:
             self._next_line_at = time.monotonic() + PLAIN_INTERVAL_S
             self.console.print(f"{progress.describe_counts()}  {speed}")
+
+
+class RunLines(RunDisplay):
+    """Follows a run in log records, for machines that collect them."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+
+    def say(self, text: str) -> None:
+        """What happens next, until the next word."""
+        logger.info(text)
+
+    def progressed(self, progress: RunProgress) -> None:
+        """The counts, the rate and the remaining time, now and then."""
+        if time.monotonic() >= self._next_line_at:
+            self._next_line_at = time.monotonic() + PLAIN_INTERVAL_S
+            logger.info(progress.describe())

@@ -16,6 +16,7 @@ from pathlib import Path
 from ezigen.config import ConfigurationError
 from flows.stack.settings import ROOT, Stack, find_program, write_privately
 
+MONITORING = ROOT / "infra" / "monitoring"
 NODE_STORE_BYTES = 200 * 2**20
 """Shared memory of a node: pictures go through storage, only rows and small previews through Ray."""
 HTTP_TIMEOUT_S = 3.0
@@ -253,19 +254,22 @@ def _prometheus(stack: Stack) -> Part:
 
 
 def _scraping(stack: Stack) -> dict[str, object]:
+    """infra/monitoring/prometheus.yml with the stack's own ports and password."""
     name, password = stack.auth_string.split(":")
     prefect = {
-        "job_name": "prefect-server",
+        "job_name": "prefect",
         "metrics_path": "/api/metrics",
         "basic_auth": {"username": name, "password": password},
         "static_configs": [{"targets": [f"127.0.0.1:{stack.ports['prefect']}"]}],
     }
     nodes = stack.ray_folder / "prom_metrics_service_discovery.json"
-    rules = ROOT / "infra" / "monitoring" / "rules.yaml"
     return {
-        "global": {"scrape_interval": "5s", "evaluation_interval": "5s"},
-        "rule_files": [str(rules)] if rules.exists() else [],
-        "scrape_configs": [{"job_name": "ray", "file_sd_configs": [{"files": [str(nodes)]}]}, prefect],
+        "global": {"scrape_interval": "10s", "evaluation_interval": "10s"},
+        "rule_files": [str(MONITORING / "rules.yaml")],
+        "scrape_configs": [
+            {"job_name": "ray", "file_sd_configs": [{"files": [str(nodes)], "refresh_interval": "15s"}]},
+            prefect,
+        ],
     }
 
 
@@ -279,13 +283,14 @@ def _grafana(stack: Stack) -> Part:
             "GF_SERVER_HTTP_ADDR": "127.0.0.1",
             "GF_SERVER_HTTP_PORT": str(stack.ports["grafana"]),
             "GF_PATHS_DATA": str(stack.folder / "grafana"),
-            "GF_PATHS_PROVISIONING": str(ROOT / "infra" / "monitoring" / "grafana"),
+            "GF_PATHS_PROVISIONING": str(MONITORING / "grafana" / "provisioning"),
             "GF_SECURITY_ADMIN_PASSWORD": stack.prefect_password,
             "GF_ANALYTICS_REPORTING_ENABLED": "false",
             "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
-            "EZIGEN_PROMETHEUS_URL": stack.url("prometheus"),
+            "PROMETHEUS_URL": stack.url("prometheus"),
+            "DASHBOARD_FOLDER": str(MONITORING),
         },
-        about=f"{stack.url('grafana')}  as Prefect's",
+        about=f"{stack.url('grafana')}  user admin, password as Prefect's",
     )
 
 

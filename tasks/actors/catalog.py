@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from ezigen.config import ModelConfig, SamplerConfig
 from ezigen.engine import difference
 from tasks.actors.engine_loop import EngineLoop, ImageEngine, ImageScorer
-from tasks.actors.metrics import WorkerMetrics
 from tasks.actors.records import LogBuffer, LogLine
 from tasks.catalog.making import ImageMaker, MakerSettings
 from tasks.catalog.results import ResultRow
@@ -17,6 +16,8 @@ from tasks.catalog.rows import Item
 from tasks.catalog.stored_subjects import SubjectSource
 from tasks.cluster.environment import SecretVariables
 from tasks.cluster.worker import Withdrawn
+from tasks.monitoring.logs import set_process_ids
+from tasks.storage.traffic import TRAFFIC
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ class ItemReport:
     """A worker's answer to one item, with what it counted (see `ezigen.engine.Counters`) and logged since the last.
 
     Beside the engine's counts: seconds.load, seconds.score, seconds.waiting (items are here, but their pictures are not
-    read yet), seconds.idle (no items), and seconds.read and seconds.store, which pass beside the networks.
+    read yet), seconds.idle (no items), and seconds.read and seconds.store, which pass beside the networks; what
+    `tasks.storage.traffic` counts.
     """
 
     row: ResultRow
@@ -69,10 +71,10 @@ class CatalogWorker:
     def load(self) -> None:
         """Raises ConfigurationError if the model, the adapter or an encoder cannot be used."""
         started = time.perf_counter()
-        self._log = LogBuffer()
+        self._log = LogBuffer(self.name)
+        set_process_ids(run_id=self.setup.maker.run_id)
         self._log.attach()
         self.setup.secrets.apply()
-        self._metrics = WorkerMetrics()
         self._reporting = threading.Lock()
         self._reported: Mapping[str, float] = {}
         self._num_running = 0
@@ -103,9 +105,9 @@ class CatalogWorker:
 
     def _report(self, row: ResultRow) -> ItemReport:
         with self._reporting:
-            now = {"seconds.load": self._load_seconds, **self._loop.counts(), **self._maker.counts()}
+            seconds = {"seconds.load": self._load_seconds}
+            now = {**seconds, **self._loop.counts(), **self._maker.counts(), **TRAFFIC.counts()}
             counts, self._reported = difference(now, self._reported), now
-            self._metrics.count(row, counts)
             return ItemReport(row, counts, self._log.take())
 
     def _start_engine(self) -> tuple[ImageEngine, ImageScorer | None]:

@@ -1,8 +1,14 @@
 """Log records of a worker on their way to the run that owns it."""
 
 import logging
+import socket
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tasks.monitoring.logs import current_ids, set_process_ids
+
+_WORKER_LOGGER = logging.getLogger("ezigen.worker")
 
 _MAX_LINES = 200
 _OWN = ("ezigen", "tasks")
@@ -16,13 +22,30 @@ class LogLine:
     level: int
     name: str
     message: str
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """What the record is about; see `tasks.monitoring.logs`."""
+
+
+def tell_worker_record(line: LogLine, worker: str = "") -> None:
+    """In the process that owns the run: one record of the logger `ezigen.worker`, as old as it is, with its ids."""
+    if not _WORKER_LOGGER.isEnabledFor(line.level):
+        return
+    message = f"[{worker}] {line.message}" if worker else line.message
+    record = logging.LogRecord(_WORKER_LOGGER.name, line.level, __file__, 0, message, None, None)
+    record.created, record.msecs = line.created, line.created % 1 * 1000
+    record.ids = line.ids
+    _WORKER_LOGGER.handle(record)
 
 
 class LogBuffer(logging.Handler):
-    """Keeps the latest records of a worker until they are taken; of other packages only warnings and worse."""
+    """Keeps the latest records of a worker until they are taken; of other packages only warnings and worse.
 
-    def __init__(self) -> None:
+    From then on every record of this process names the worker and its node.
+    """
+
+    def __init__(self, worker: str) -> None:
         super().__init__(logging.INFO)
+        set_process_ids(worker=worker, node=socket.gethostname())
         self._lines: deque[LogLine] = deque(maxlen=_MAX_LINES)
         self._num_seen = 0
         self.setFormatter(logging.Formatter("%(message)s"))
@@ -39,7 +62,7 @@ class LogBuffer(logging.Handler):
         if record.levelno < logging.WARNING and not record.name.startswith(_OWN):
             return
         self._num_seen += 1
-        self._lines.append(LogLine(record.created, record.levelno, record.name, self.format(record)))
+        self._lines.append(LogLine(record.created, record.levelno, record.name, self.format(record), current_ids()))
 
     def take(self) -> tuple[LogLine, ...]:
         """The records since the last time, oldest first; if there were too many, the oldest are only counted."""

@@ -20,6 +20,7 @@ from tasks.catalog.results import ResultRow, failed_row
 from tasks.catalog.rows import Item
 from tasks.catalog.stored_subjects import StoredSubjects
 from tasks.cluster.worker import WorkerBroken
+from tasks.monitoring.logs import log_ids
 from tasks.storage import Locations, RunOutput
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ class ImageMaker:
 
         Raises WorkerBroken when the device is not usable.
         """
+        with log_ids(item_id=item.row.item_id):
+            return self._make(item)
+
+    def _make(self, item: Item) -> ResultRow | None:
         started = time.perf_counter()
         num_calls = 0
         try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import threading
 import time
@@ -20,7 +21,9 @@ from ezigen.config import (
     SamplerConfig,
 )
 from tasks.actors import CatalogWorker, ItemReport, WorkerSetup
+from tasks.actors.records import tell_worker_record
 from tasks.catalog.making import MakerSettings
+from tasks.catalog.metrics import CatalogMetrics
 from tasks.catalog.outcome import Measurements, RunOutcome, TooManyFailures
 from tasks.catalog.plan import CatalogPlan
 from tasks.catalog.progress import Progress, ProgressMeter
@@ -32,6 +35,7 @@ from tasks.catalog.stored_subjects import SubjectSource
 from tasks.cluster import Cluster, WorkerPlan, connect, plan_workers
 from tasks.cluster.environment import SecretVariables
 from tasks.cluster.planner import Condemned, PoolLimits
+from tasks.monitoring.logs import log_ids, set_process_ids
 from tasks.storage import RunOutput, RunRecord, RunState, compact_results, new_run_id, remove_leftovers
 from tasks.storage.lease import Lease, LeaseLost
 from tasks.storage.run_record import now_text, package_versions
@@ -39,7 +43,6 @@ from tasks.storage.run_record import now_text, package_versions
 __all__ = ["CatalogRun", "Progress", "RunOutcome", "TooManyFailures", "run_catalog"]
 
 logger = logging.getLogger(__name__)
-worker_logger = logging.getLogger("ezigen.worker")
 
 _PACKAGES = ("ezigen-pipeline", "torch", "diffusers", "transformers", "ray", "pyarrow")
 _LEFTOVER_AGE_S = 2.0
@@ -101,6 +104,7 @@ class _Execution:
         self.leaves_leftovers = previous is not None and previous.state != "finished"
         self.meter = ProgressMeter(_num_items(run.plan), run.on_progress)
         self.measurements = Measurements()
+        self.metrics = CatalogMetrics(run.output.name, run_id=self.record.run_id, model=run.model.model)
         self.workers: WorkerPlan | None = None
         self._subjects: SubjectSource | None = None
         self.writer = ShardWriter(
@@ -113,6 +117,7 @@ class _Execution:
 
     def execute(self) -> RunOutcome:
         """From the first write of run.json to the last."""
+        set_process_ids(run_id=self.record.run_id)
         self._check_lease()
         self.run.output.write_run(self.record)
         try:
@@ -148,8 +153,10 @@ class _Execution:
         with connect(self._cluster_config()) if kept is None else contextlib.nullcontext(kept) as cluster:
             self.workers = self._plan_workers(cluster)
             logger.info("%d workers on %s", self.workers.count, self.workers.device)
-            self._run_pool(cluster, self.workers, chain([first], items))
-            self.writer.flush()  # before Ray is taken down, which takes seconds
+            with self.metrics.working(self.workers.device):
+                self._run_pool(cluster, self.workers, chain([first], items))
+                self.writer.flush()  # before Ray is taken down, which takes seconds
+                self.metrics.shards_written(self.writer.num_shards)
 
     def _find_subjects(self) -> SubjectSource | None:
         """The feature store that was named, which is opened once to see whether it is of use."""
@@ -175,6 +182,7 @@ class _Execution:
             stop=self.run.stop,
             check=cluster.check,
         )
+        tell = functools.partial(self.metrics.tick, self.meter, pool, workers.count)
         with contextlib.closing(pool.run()) as events:
             for event in events:
                 if isinstance(event, Finished):
@@ -183,24 +191,30 @@ class _Execution:
                     self._add(self._condemned_row(event))
                 self.writer.flush_if_due()
                 self._tick(pool.planner.num_in_flight, pool.planner.num_ready)
+                self.metrics.shards_written(self.writer.num_shards)
+                tell()
+        tell(force=True)
         self.leaves_leftovers |= pool.num_lost > 0
 
     def _take_report(self, event: Any) -> None:
         report: ItemReport = event.result
         for line in report.log:
-            worker_logger.log(line.level, "[%s] %s", event.worker, line.message)
+            tell_worker_record(line, event.worker)
         self.measurements.add(report.row, report.counts)
+        self.metrics.worker_counted(report.counts)
         ticket = event.ticket
         self._add(dataclasses.replace(report.row, attempts=ticket.item.attempts + ticket.attempts))
 
     def _condemned_row(self, condemned: Condemned[Item]) -> ResultRow:
         item, ticket = condemned.ticket.item, condemned.ticket
-        logger.warning("item %r: %s (%s)", item.row.item_id, condemned.code, condemned.message)
+        with log_ids(item_id=item.row.item_id):
+            logger.warning("item %r: %s (%s)", item.row.item_id, condemned.code, condemned.message)
         row = failed_row(item, ItemError(condemned.code, condemned.message), run_id=self.record.run_id)
         return dataclasses.replace(row, attempts=item.attempts + ticket.attempts)
 
     def _add(self, row: ResultRow) -> None:
         self.meter.add(row)
+        self.metrics.item_ended(row)
         self.writer.add(row)
 
     def _tick(self, in_flight: int, num_workers: int, *, force: bool = False) -> None:

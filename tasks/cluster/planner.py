@@ -138,12 +138,17 @@ class ItemPlanner(Generic[ItemT]):
     @property
     def finished(self) -> bool:
         """Nothing runs, and nothing is left that may be started."""
-        return not self._num_held and self._waiting.exhausted and not self._num_waiting
+        return not self._num_held and self._waiting.exhausted and not self.num_waiting
 
     @property
     def num_in_flight(self) -> int:
         """Items that workers hold now."""
         return self._num_held
+
+    @property
+    def num_waiting(self) -> int:
+        """Items that were read and that no worker holds yet."""
+        return len(self._waiting) + len(self._suspects)
 
     @property
     def num_ready(self) -> int:
@@ -167,7 +172,7 @@ class ItemPlanner(Generic[ItemT]):
         if self._stopping or now < self._start_after:
             return []
         workers = self._workers.values()
-        num_wanted = self._num_waiting + sum(worker.num_excess for worker in workers)
+        num_wanted = self.num_waiting + sum(worker.num_excess for worker in workers)
         num_idle = sum(not worker.held for worker in workers)
         num_missing = min(self.limits.num_workers - len(workers), num_wanted - num_idle)
         return [self._start(now) for _ in range(num_missing)]
@@ -261,11 +266,6 @@ class ItemPlanner(Generic[ItemT]):
 
     # ---- assignment
 
-    @property
-    def _num_waiting(self) -> int:
-        """Items that no worker holds yet."""
-        return len(self._waiting) + len(self._suspects)
-
     def _assign_suspects(self, now: float) -> list[Assignment[ItemT]]:
         idle = [number for number, worker in self._workers.items() if worker.ready and not worker.held]
         pairs = zip(idle, list(self._suspects), strict=False)
@@ -311,10 +311,10 @@ class ItemPlanner(Generic[ItemT]):
         full = worker.num_slots + self.limits.num_ahead
         if not self._waiting.exhausted:
             return full
-        return min(full, math.ceil((self._num_held + self._num_waiting) / len(self._workers)))
+        return min(full, math.ceil((self._num_held + self.num_waiting) / len(self._workers)))
 
     def _num_wanted_back(self) -> int:
-        if self._num_waiting:
+        if self.num_waiting:
             return 0
         workers = self._workers.values()
         if self._stopping:

@@ -4,6 +4,7 @@ import logging
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -109,6 +110,10 @@ class ActorPool(Generic[ItemT, ResultT]):
         self._stop_deadline: float | None = None
         self.num_lost = 0
         """Workers that ended in the middle of something, and may have left something behind."""
+        self.losses: Counter[str] = Counter()
+        """Workers that were lost, by `Loss`."""
+        self.num_requeued = 0
+        """Items that were given to another worker, or wait for one, because theirs was lost."""
 
     def run(self) -> Generator[Finished[ItemT, ResultT] | Condemned[ItemT] | Tick]:
         """Everything that ends, as it ends; a Tick at least every 0.2 s. Every actor is gone when this is over.
@@ -247,6 +252,8 @@ class ActorPool(Generic[ItemT, ResultT]):
         logger.warning("%s is lost (%s) with %d items: %s", _name(worker), loss, num_held, message)
         self._forget(worker)
         condemned = self.planner.worker_lost(worker, loss, message, time.monotonic())
+        self.losses[loss.value] += 1
+        self.num_requeued += 0 if self._stop.is_set() else num_held - len(condemned)
         if self.planner.num_slots < num_slots:
             logger.warning("memory did not suffice: new workers work on %d items at a time", self.planner.num_slots)
         return condemned

@@ -21,8 +21,10 @@ from tasks.features.plan import FLOW, FeaturePlan
 from tasks.features.schema import INDEX, LATENTS, SAMPLES, SUBJECTS, TABLES, TEXTS
 from tasks.features.stored_plan import write_plan
 from tasks.features.writer import ShardFiles
+from tasks.monitoring.logs import set_process_ids
 from tasks.sharding import ShardMeter, ShardProgress, ShardReport, run_shards
 from tasks.sharding.leftovers import remove_leftovers
+from tasks.sharding.metrics import ShardMetrics
 from tasks.storage import Locations, OutputFolder, RunRecord, RunState, new_run_id
 from tasks.storage.filesystems import with_retries
 from tasks.storage.lease import Lease, LeaseLost
@@ -113,6 +115,9 @@ class _Execution:
             done=run.plan.num_subjects - run.plan.num_subjects_to_do,
             shards_done=len(run.plan.done),
         )
+        self.metrics = ShardMetrics(
+            FLOW, run.output.name, self.meter, run_id=self.record.run_id, model=run.plan.model.model
+        )
 
     def repeat(self, previous: RunRecord) -> FeatureOutcome:
         """The outcome of a finished store; writes nothing."""
@@ -120,6 +125,7 @@ class _Execution:
 
     def execute(self) -> FeatureOutcome:
         """From the first write of run.json to the last."""
+        set_process_ids(run_id=self.record.run_id)
         self._check_lease()
         self.run.output.write_run(self.record)
         try:
@@ -160,6 +166,7 @@ class _Execution:
             tick=self._tick,
             stop=self.stop,
             worker_memory_bytes=worker_memory_bytes(self.plan.model.model),
+            metrics=self.metrics,
         )
         if self.stop.is_set() and not self.run.stop.is_set() and not self._is_complete():
             raise self.budget.error()

@@ -14,6 +14,7 @@ import xxhash
 from tasks.storage.filesystems import with_retries
 from tasks.storage.folder import OutputFolder
 from tasks.storage.stored_file import StoredFile
+from tasks.storage.traffic import TRAFFIC
 from tasks.storage.writing import TEMPORARY_MARK, is_local, sync_folder
 
 _ABANDONED_MARK = f"{TEMPORARY_MARK}ezigen-"
@@ -105,6 +106,7 @@ class StreamedFile:
             )
             self._temporary.unlink()
             self._file.close()  # and its lock is gone
+        TRAFFIC.wrote(self._position)
         return StoredFile(self._relative, self._position, rows, self._whole.hexdigest())
 
     def discard(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ezigen.config import ConfigurationError, RayConfig
 from tasks.cluster import Cluster, connect
 from tasks.datasets.drawing import PictureLimits
+from tasks.monitoring.logs import set_process_ids
 from tasks.pairs.build import PairWork
 from tasks.pairs.layout import FOLDERS
 from tasks.pairs.manifest import PairsManifest, read_reports, sum_counts
@@ -20,6 +21,7 @@ from tasks.pairs.sources import open_data_sets
 from tasks.pairs.stored_plan import StoredPlan, next_candidates, plan_round
 from tasks.sharding import ShardMeter, ShardProgress, ShardReport, run_shards
 from tasks.sharding.leftovers import remove_leftovers
+from tasks.sharding.metrics import ShardMetrics
 from tasks.storage import Locations, OutputFolder, RunRecord, RunState, new_run_id
 from tasks.storage.lease import Lease, LeaseLost
 from tasks.storage.run_record import now_text, package_versions
@@ -29,6 +31,7 @@ __all__ = ["PairsRun", "run_pairs"]
 
 logger = logging.getLogger(__name__)
 
+_FLOW = "build_pairs"
 _PACKAGES = ("ezigen-pipeline", "pillow", "numpy", "pycocotools", "ray", "pyarrow")
 
 _WORKER_BYTES = 600 * 2**20
@@ -82,6 +85,7 @@ class _Execution:
         self.reports: dict[str, ShardReport] = {}
         self.num_made = self.num_pairs_made = 0
         self.meter = ShardMeter("pairs", run.plan.expected, len(run.plan.shards), run.on_progress)
+        self.metrics = ShardMetrics(_FLOW, run.output.name, self.meter, run_id=self.record.run_id)
         self.ray = contextlib.ExitStack()
         self.cluster: Cluster | None = None
 
@@ -92,6 +96,7 @@ class _Execution:
 
     def execute(self) -> PairOutcome:
         """From the first write of run.json to the last."""
+        set_process_ids(run_id=self.record.run_id)
         self._check_lease()
         self.run.output.write_run(self.record)
         try:
@@ -165,6 +170,7 @@ class _Execution:
             stop=self.run.stop,
             worker_memory_bytes=_WORKER_BYTES,
             connected=self.cluster,
+            metrics=self.metrics,
         )
 
     def _make_work(self) -> PairWork:
@@ -278,7 +284,7 @@ def _new_record(run: PairsRun) -> RunRecord:
         run_id=new_run_id(),
         state="running",
         started_at=now_text(),
-        flow="build_pairs",
+        flow=_FLOW,
         inputs=plan.inputs.model_dump(mode="json"),
         config=plan.config.model_dump(mode="json"),
         cluster=run.cluster.model_dump(mode="json"),

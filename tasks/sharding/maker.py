@@ -7,16 +7,20 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from ezigen.config import ConfigurationError
+from ezigen.engine import difference
 from tasks.actors.records import LogBuffer, LogLine
 from tasks.cluster.environment import SecretVariables
+from tasks.monitoring.logs import log_ids
 from tasks.sharding.board import MAX_DEATHS
 from tasks.sharding.report import ShardReport
 from tasks.sharding.work import ShardWork
 from tasks.storage.filesystems import describe_error
+from tasks.storage.traffic import TRAFFIC
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +41,12 @@ class Answer:
     message: str = ""
     report: ShardReport | None = None
     log: tuple[LogLine, ...] = field(default=())
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What the worker has counted since its last answer: seconds.load, and see `tasks.storage.traffic`."""
 
     def to_json(self) -> str:
         """For the way to the driver."""
-        values = {"shard": self.shard, "ending": self.ending, "message": self.message}
+        values = {"shard": self.shard, "ending": self.ending, "message": self.message, "counts": dict(self.counts)}
         report = self.report.to_json() if self.report else None
         return json.dumps({**values, "report": report, "log": [dataclasses.asdict(line) for line in self.log]})
 
@@ -58,14 +64,22 @@ class ShardMaker:
 
     def __init__(self, work: ShardWork, board: Any, secrets: SecretVariables) -> None:
         self._work, self._board, self._secrets = work, board, secrets
-        self._log = LogBuffer()
+        self._counted: Mapping[str, float] = {}
+        self._load_seconds = 0.0
         self._name = ""
         self._id = ""
+        self._log: LogBuffer | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         """A row with a shard's name to a row with the answer."""
         answer = self._answer(str(row["shard"]))
-        return {"answer": dataclasses.replace(answer, log=self._log.take()).to_json()}
+        log = () if self._log is None else self._log.take()
+        return {"answer": dataclasses.replace(answer, log=log, counts=self._count()).to_json()}
+
+    def _count(self) -> Mapping[str, float]:
+        now = {"seconds.load": self._load_seconds, **TRAFFIC.counts()}
+        counts, self._counted = difference(now, self._counted), now
+        return counts
 
     def _answer(self, shard: str) -> Answer:
         import ray
@@ -89,9 +103,11 @@ class ShardMaker:
     def _make(self, shard: str) -> Answer:
         started = time.perf_counter()
         try:
-            report = self._work.make(shard)
+            with log_ids(shard=shard):
+                report = self._work.make(shard)
         except Exception as error:
-            logger.exception("shard %s failed", shard)
+            with log_ids(shard=shard):
+                logger.exception("shard %s failed", shard)
             return Answer(shard, "failed", describe_error(error))
         seconds = time.perf_counter() - started
         return Answer(shard, "made", report=dataclasses.replace(report, seconds=seconds, worker=self._name))
@@ -102,8 +118,11 @@ class ShardMaker:
         """None if the work is open now."""
         import ray
 
+        started = time.perf_counter()
         context = ray.get_runtime_context()
         self._id = str(context.get_actor_id())
+        name = f"{context.get_node_id()[:8]}/{os.getpid()}"
+        self._log = LogBuffer(name)
         self._log.attach()
         if not ray.get(self._board.worker_opens.remote(self._id)):
             return Answer(shard, "unfit", f"a worker died {MAX_DEATHS} times while it loaded what it needs.")
@@ -121,7 +140,8 @@ class ShardMaker:
             else:
                 break
         ray.get(self._board.worker_ready.remote(self._id))
-        self._name = f"{context.get_node_id()[:8]}/{os.getpid()}"
+        self._name = name
+        self._load_seconds = time.perf_counter() - started
         return None
 
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ezigen.config import ConfigurationError, RayConfig
+from tasks.actors.records import tell_worker_record
 from tasks.cluster import Cluster, ClusterLost, WorkerPlan, connect, plan_workers
 from tasks.cluster.planner import PoolFailed
 from tasks.sharding.board import Board, BoardState
+from tasks.sharding.metrics import ShardMetrics
 from tasks.sharding.report import ShardReport
 from tasks.sharding.work import ShardFailure, ShardsFailed, ShardWork
 
 logger = logging.getLogger(__name__)
-worker_logger = logging.getLogger("ezigen.worker")
 
 _TICK_S = 0.2
 _BOARD_PERIOD_S = 0.5
@@ -44,6 +45,7 @@ def run_shards(  # noqa: PLR0913 - all but three have defaults
     stop: threading.Event | None = None,
     worker_memory_bytes: int = 0,
     connected: Cluster | None = None,
+    metrics: ShardMetrics | None = None,
 ) -> None:
     """Makes every shard on Ray, as many at a time as there are workers. No shards: no Ray.
 
@@ -51,6 +53,7 @@ def run_shards(  # noqa: PLR0913 - all but three have defaults
     shards in flight and the workers that are ready. Setting `stop` ends the intake: what is in flight may finish within
     `cluster.grace_period_s`. `on_report` is called in this thread, in the order in which shards finish.
     `connected` is a Ray that the caller keeps for several calls; without one, Ray is started or joined for this call.
+    `metrics` are those of the caller's run; without any, nothing is told to Prometheus.
 
     Raises ShardsFailed, naming them, at the end of a run in which shards raised or killed their worker three times;
     ConfigurationError that `open` raised; PoolFailed when no worker can be started; ClusterLost when Ray itself is
@@ -63,15 +66,20 @@ def run_shards(  # noqa: PLR0913 - all but three have defaults
     with connect(cluster) if connected is None else contextlib.nullcontext(connected) as ray_cluster:
         workers = plan_workers(cluster, ray_cluster.nodes, worker_memory_bytes)
         logger.info("%d shards for %d workers on %s", len(shards), workers.count, workers.device)
-        run = _Execution(cluster, ray_cluster, _Calls(check, on_report, tick), stop)
-        run.execute(work, shards, workers)
+        run = _Execution(cluster, ray_cluster, _Calls(check, on_report, tick), stop, metrics)
+        with metrics.working(workers.device) if metrics else contextlib.nullcontext():
+            run.execute(work, shards, workers)
 
 
 class _Execution:
     """One run while it goes on."""
 
-    def __init__(self, config: RayConfig, cluster: Cluster, calls: _Calls, stop: threading.Event) -> None:
+    def __init__(
+        self, config: RayConfig, cluster: Cluster, calls: _Calls, stop: threading.Event, metrics: ShardMetrics | None
+    ) -> None:
         self._config, self._cluster, self._calls, self._stop = config, cluster, calls, stop
+        self._metrics = metrics
+        self._num_workers = 0
         self._board = _BoardWatch()
         self._failures: list[ShardFailure] = []
         self._unanswered: set[str] = set()
@@ -84,6 +92,7 @@ class _Execution:
         from tasks.sharding.stream import AnswerStream
 
         self._unanswered = set(shards)
+        self._num_workers = min(workers.count, len(shards))
         stream = AnswerStream(work, shards, workers, self._board.actor)
         try:
             while not (self._ended or self._is_drained() or self._is_late()):
@@ -91,6 +100,7 @@ class _Execution:
         finally:
             stream.close()
             self._board.close()
+        self._tell(force=True)
         if not self._stop.is_set():
             self._failures += [ShardFailure(shard, "Ray gave no answer.") for shard in sorted(self._unanswered)]
         if self._failures:
@@ -110,13 +120,21 @@ class _Execution:
         self._obey_stop()
         self._check_start()
         self._calls.tick(len(self._board.state.running), self._board.state.num_ready)
+        self._tell()
+
+    def _tell(self, *, force: bool = False) -> None:
+        if self._metrics is not None:
+            state = self._board.state
+            self._metrics.tick(self._num_workers, state.num_ready, len(state.running), state.num_deaths, force=force)
 
     def _receive(self, answer: Any) -> None:
         if answer is None:
             self._ended = True
             return
         for line in answer.log:
-            worker_logger.log(line.level, "%s", line.message)
+            tell_worker_record(line)
+        if self._metrics is not None:
+            self._metrics.worker_counted(answer.counts)
         self._unanswered.discard(answer.shard)
         if answer.ending == "misconfigured":
             raise ConfigurationError(answer.message)
@@ -127,6 +145,8 @@ class _Execution:
             self._failures.append(ShardFailure(answer.shard, answer.message, answer.ending == "died"))
         elif answer.report is not None:
             self._calls.on_report(answer.report)
+            if self._metrics is not None:
+                self._metrics.shard_made(answer.report)
 
     def _explain(self, error: Exception) -> None:
         """Ray Data has failed; while the run is being stopped that is only a pity."""

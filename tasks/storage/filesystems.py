@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeVar
 
 import fsspec
 
+from tasks.storage.traffic import TRAFFIC
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -121,6 +123,7 @@ def with_retries(action: Callable[[], T], what: str) -> T:
             if delay is None:
                 raise StorageUnavailableError(f"{what}, even after several tries: {describe_error(error)}") from error
             logger.warning("%s: %s; trying again in %.1f s", what, describe_error(error), delay)
+            TRAFFIC.retried()
             time.sleep(delay * random.uniform(0.5, 1.5))
     raise AssertionError("the last try returns or raises")
 

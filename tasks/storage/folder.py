@@ -6,6 +6,7 @@ from ezigen.config import ConfigurationError
 from tasks.storage.filesystems import describe_error, with_retries
 from tasks.storage.locations import Location, Locations, locate
 from tasks.storage.run_record import RunRecord
+from tasks.storage.traffic import TRAFFIC
 from tasks.storage.writing import is_temporary, write_atomic
 
 
@@ -20,6 +21,11 @@ class OutputFolder:
     def root_uri(self) -> str:
         """The folder as people write it."""
         return self.root.uri
+
+    @property
+    def name(self) -> str:
+        """The last part of its location: what people call a run that writes here."""
+        return self.root.path.rstrip("/").rpartition("/")[2]
 
     @property
     def locations(self) -> Locations:
@@ -42,7 +48,7 @@ class OutputFolder:
     def read(self, relative: str) -> bytes:
         """The bytes of something inside the output. Raises FileNotFoundError."""
         filesystem, path = self.filesystem, self.path(relative)
-        return bytes(with_retries(lambda: filesystem.cat_file(path), f"reading {self.uri(relative)}"))
+        return TRAFFIC.read(bytes(with_retries(lambda: filesystem.cat_file(path), f"reading {self.uri(relative)}")))
 
     def write(self, relative: str, data: bytes) -> str:
         """Stores something inside the output atomically and returns its location."""

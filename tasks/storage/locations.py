@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from ezigen.config import CatalogInputs, ConfigurationError, ErrorCode, ItemError
 from tasks.storage.filesystems import classify, describe_error, open_filesystem, with_retries
+from tasks.storage.traffic import TRAFFIC
 
 SCHEMES = ("file", "s3", "memory")
 MAX_PICTURE_BYTES = 128 * 2**20
@@ -113,7 +114,9 @@ class Locations:
         """
         filesystem, path = self.open(uri)
         try:
-            return with_retries(lambda: _read_bounded(filesystem, path, uri, max_bytes), f"reading {_shown(uri)}")
+            return TRAFFIC.read(
+                with_retries(lambda: _read_bounded(filesystem, path, uri, max_bytes), f"reading {_shown(uri)}")
+            )
         except (ItemError, MemoryError):
             raise
         except Exception as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.storage.filesystems import http_status, with_retries
+from tasks.storage.traffic import TRAFFIC
 
 TEMPORARY_MARK = ".partial-"
 _COPY_BYTES = 4 * 2**20
@@ -24,11 +25,9 @@ def write_atomic(filesystem: Any, path: str, data: bytes) -> None:
     """
     if is_local(filesystem):
         _write_file(Path(path), data)
-        return
-    # Browsers show a page or a picture from a store only if it says what it is.
-    kind = mimetypes.guess_type(path)[0]
-    options = {"ContentType": kind} if kind and "s3" in filesystem.protocol else {}
-    with_retries(lambda: filesystem.pipe_file(path, data, **options), f"writing {path}")
+    else:
+        _put(filesystem, path, data)
+    TRAFFIC.wrote(len(data))
 
 
 def write_new(filesystem: Any, path: str, data: bytes) -> bool:
@@ -55,15 +54,11 @@ def write_new(filesystem: Any, path: str, data: bytes) -> bool:
 
 def store_file(filesystem: Any, path: str, source: Path) -> None:
     """Stores a copy of a local file under `path`, replacing what was there in one step, without reading it whole."""
-    if not is_local(filesystem):
+    if is_local(filesystem):
+        _copy_file(source, Path(path))
+    else:
         with_retries(lambda: filesystem.put_file(os.fspath(source), path), f"writing {path}")
-        return
-    with _beside(Path(path)) as temporary:
-        with source.open("rb") as original, temporary.open("xb") as copy:
-            shutil.copyfileobj(original, copy, _COPY_BYTES)
-            copy.flush()
-            os.fsync(copy.fileno())
-        temporary.replace(path)
+    TRAFFIC.wrote(source.stat().st_size)
 
 
 def is_local(filesystem: Any) -> bool:
@@ -76,9 +71,25 @@ def is_temporary(path: str) -> bool:
     return TEMPORARY_MARK in path.rpartition("/")[2]
 
 
+def _put(filesystem: Any, path: str, data: bytes) -> None:
+    # Browsers show a page or a picture from a store only if it says what it is.
+    kind = mimetypes.guess_type(path)[0]
+    options = {"ContentType": kind} if kind and "s3" in filesystem.protocol else {}
+    with_retries(lambda: filesystem.pipe_file(path, data, **options), f"writing {path}")
+
+
 def _write_file(path: Path, data: bytes) -> None:
     with _beside(path) as temporary:
         _write_durable(temporary, data)
+        temporary.replace(path)
+
+
+def _copy_file(source: Path, path: Path) -> None:
+    with _beside(path) as temporary:
+        with source.open("rb") as original, temporary.open("xb") as copy:
+            shutil.copyfileobj(original, copy, _COPY_BYTES)
+            copy.flush()
+            os.fsync(copy.fileno())
         temporary.replace(path)
 
 

@@ -27,6 +27,10 @@ class Pulse:
     samples: int = 0
     training_s: float = 0.0
     """Spent in train steps and in waiting for data."""
+    waited_s: float = 0.0
+    """Of it, waiting for data."""
+    load_s: float = 0.0
+    """Spent in loading before the first step."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class Control:
             self._state,
             samples=self._state.samples + pulse.samples,
             training_s=self._state.training_s + pulse.training_s,
-            pulse=replace(pulse, phase=phase, samples=0, training_s=0.0),
+            pulse=replace(pulse, phase=phase, samples=0, training_s=0.0, waited_s=0.0),
         )
 
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ezigen.config import ConfigurationError, MonitoringConfig, TrainingClusterConfig
+from tasks.actors.records import tell_worker_record
 from tasks.cluster import Cluster, ClusterLost, WorkerPlan, connect, plan_workers
 from tasks.cluster.model_memory import worker_memory_bytes
 from tasks.cluster.planner import PoolFailed
 from tasks.features.hardware import fit_cluster
+from tasks.monitoring.logs import set_process_ids
 from tasks.sharding.leftovers import remove_leftovers
 from tasks.storage import Locations, OutputFolder, RunRecord, RunState, new_run_id
 from tasks.storage.lease import Lease, LeaseLost
@@ -24,6 +26,7 @@ from tasks.training.log import FOLDER as LOG
 from tasks.training.log import TENSORBOARD, read_recent
 from tasks.training.measurements import FOLDER as MEASUREMENTS
 from tasks.training.measurements import read_measurements
+from tasks.training.metrics import TrainingMetrics
 from tasks.training.outcome import TrainingOutcome, TrainingProgress
 from tasks.training.plan import FINAL, FLOW, TrainingPlan, is_finished
 from tasks.training.worker import LOSS_STEPS, TrainingWork
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from tasks.training.ray_train import Fit
 
 logger = logging.getLogger(__name__)
-worker_logger = logging.getLogger("ezigen.worker")
 
 _TICK_S = 0.1
 _PROGRESS_PERIOD_S = 0.5
@@ -117,6 +119,7 @@ class _Execution:
 
     def execute(self) -> TrainingOutcome:
         """From the first write of run.json to the last."""
+        set_process_ids(run_id=self.record.run_id)
         self.run.check_lease()
         self.run.output.write_run(self.record)
         self.first_step = self._stored_step()
@@ -139,9 +142,11 @@ class _Execution:
             # Only now: workers of a killed run on this machine are gone, and write no more.
             self._tidy_checkpoints()
             logger.info("%d steps for %d workers on %s", self.plan.num_steps, workers.count, workers.device)
-            watch = _FitWatch(self.run, cluster, ray_cluster)
+            metrics = TrainingMetrics(self.plan, run_id=self.record.run_id)
+            watch = _FitWatch(self.run, cluster, ray_cluster, metrics)
             try:
-                watch.follow(workers)
+                with metrics.working(workers.device):
+                    watch.follow(workers)
             finally:
                 watch.close()
                 self.state = watch.state
@@ -223,10 +228,13 @@ class _Execution:
 class _FitWatch:
     """Ray Train at work, watched: whatever ends it, this returns or raises within seconds."""
 
-    def __init__(self, run: TrainingRun, cluster: TrainingClusterConfig, ray_cluster: Cluster) -> None:
+    def __init__(
+        self, run: TrainingRun, cluster: TrainingClusterConfig, ray_cluster: Cluster, metrics: TrainingMetrics
+    ) -> None:
         from tasks.training.node_watch import NodeWatch
 
-        self._run, self._cluster, self._ray = run, cluster, ray_cluster
+        self._run, self._cluster, self._ray, self._metrics = run, cluster, ray_cluster, metrics
+        self._num_wanted = 0
         self._node = NodeWatch()
         self._control = ControlWatch()
         self._fit: Fit | None = None
@@ -245,6 +253,7 @@ class _FitWatch:
         """Until Ray Train returns, or until the run is stopped and the time for that is over."""
         from tasks.training.ray_train import Fit, FitRequest
 
+        self._num_wanted = workers.count
         work = TrainingWork(
             plan=self._run.plan,
             output=self._run.output,
@@ -286,7 +295,8 @@ class _FitWatch:
     def _take_state(self) -> None:
         state = self.state
         for line in state.log:
-            worker_logger.log(line.level, "%s", line.message)
+            tell_worker_record(line)
+        self._metrics.take(state, self._num_wanted)
         if state.error is not None:
             raise state.error
         if state.num_losses > self._num_losses:

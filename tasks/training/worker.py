@@ -88,6 +88,7 @@ class _Worker:
         self._losses: deque[float] = deque(maxlen=LOSS_STEPS)
         self._saved_step = self._resumed_step = 0
         self._samples, self._training_s = 0, 0.0
+        self._waited_s = self._load_s = 0.0
         self._doomed: frozenset[str] = frozenset()
         self._consulted_s = time.monotonic()
         self._is_stopping = False
@@ -150,12 +151,13 @@ class _Worker:
         )
         self._stack = self._learner.stack
         self._resume()
+        self._load_s = time.perf_counter() - started_s
         logger.info(
             "worker %d of %d has loaded %s in %.1f s and goes on after step %d",
             self.rank + 1,
             self.num_ranks,
             plan.model.model,
-            time.perf_counter() - started_s,
+            self._load_s,
             self._learner.step,
         )
 
@@ -210,15 +212,15 @@ class _Worker:
             logger.info(
                 "worker %d waited for data %.1f of %.1f s of training",
                 self.rank + 1,
-                batches.waited_s,
+                self._waited_s,
                 self._training_s,
             )
 
     def _take_step(self, batches: Iterator[Any]) -> None:
         started_s = time.perf_counter()
-        report = self._learner.train_step(
-            next(batches), num_samples=self.plan.config.batch_size, flag=self._wants_to_consult()
-        )
+        batch = next(batches)
+        self._waited_s += time.perf_counter() - started_s
+        report = self._learner.train_step(batch, num_samples=self.plan.config.batch_size, flag=self._wants_to_consult())
         self._training_s += time.perf_counter() - started_s
         self._samples += report.samples
         self._losses.append(report.loss)
@@ -362,6 +364,8 @@ class _Worker:
             lr=report.lr if report else None,
             samples=self._samples,
             training_s=self._training_s,
+            waited_s=self._waited_s,
+            load_s=self._load_s,
         )
         self._voice.tell(pulse, force=force)
 
@@ -374,7 +378,7 @@ class _Voice:
         """Whether the driver has asked the workers to stop; only the first worker is told."""
         self._control, self._rank = control, rank
         self._attempt = 0
-        self._buffer = LogBuffer()
+        self._buffer = LogBuffer(f"rank-{rank}")
         self._buffer.attach()
         self._asked: Any = None
         self._asked_s = 0.0

@@ -54,9 +54,7 @@ def main() -> int:
 
 def print_table(outcomes: list[Outcome]) -> None:
     """One line per fault: sums over its tries, times as the longest."""
-    print(
-        "| run | fault | tried | ended as | repeated | lost | duplicated | damaged | more after | complete after |"
-    )
+    print("| run | fault | tried | ended as | repeated | lost | duplicated | damaged | more after | complete after |")
     print("|---|---|---:|---|---:|---:|---:|---:|---:|---:|")
     for work, name in dict.fromkeys((one.work, one.fault) for one in outcomes):
         tries = [one for one in outcomes if (one.work, one.fault) == (work, name)]

@@ -43,7 +43,11 @@ def kill_raylet(run: Run) -> None:
 def take_spot_node(run: Run) -> None:
     """A notice, as a cloud gives it, and some seconds later the node is gone."""
     site = run.site
-    (node,) = [node for node in alive_nodes(site.stack) if "ray-node-1" in node["resourcesTotal"]]
+    # One that was killed before is held for alive a while: the last to come is the one.
+    *_, node = sorted(
+        (node for node in alive_nodes(site.stack) if "ray-node-1" in node["resourcesTotal"]),
+        key=lambda node: int(node["startTimeMs"]),
+    )
     command = [
         str(find_program("ray")), "drain-node", f"--address={site.stack.ray_address}", f"--node-id={node['nodeId']}",
         "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=10",

@@ -56,7 +56,7 @@ def test_every_run_works_on_the_shared_cluster():
 @pytest.mark.parametrize("folder", OVERLAYS)
 def test_the_driver_on_kubernetes_knows_the_variables_and_the_pool(folder):
     manifests = build(folder)
-    assert variables() <= one(manifests, "ConfigMap")["data"].keys()
+    assert variables() <= one(manifests, "ConfigMap", "ezigen-settings")["data"].keys()
     worker = the_pod(manifests, "driver").container("worker")
     assert {"configMapRef": {"name": "ezigen-settings"}} in worker["envFrom"]
     pools = {d["work_pool"]["name"] for d in deployments("infra/prefect.yaml").values()}

@@ -159,11 +159,14 @@ BREAKAGES = {
     "other version": (images, lambda m: server(m).update(image="registry.example.com/ezigen:0.0.9-cpu")),
     "value in clear": (secrets, lambda m: server(m)["env"].append({"name": "AWS_SECRET_ACCESS_KEY", "value": "x"})),
     "secret": (secrets, lambda m: m.append({"kind": "Secret", "metadata": {"name": "x"}, "data": {}})),
-    "setting": (secrets, lambda m: one(m, "ConfigMap")["data"].update(PREFECT_API_AUTH_STRING="a:b")),
+    "setting": (
+        secrets,
+        lambda m: one(m, "ConfigMap", "ezigen-settings")["data"].update(PREFECT_API_AUTH_STRING="a:b"),
+    ),
     "volume": (names, lambda m: server(m)["volumeMounts"].append({"name": "cache", "mountPath": "/cache"})),
     "probe": (names, lambda m: server(m)["livenessProbe"]["httpGet"].update(port="https")),
     "service links": (names, lambda m: the_pod(m, "prefect-server").spec.pop("enableServiceLinks")),
-    "settings": (names, lambda m: one(m, "ConfigMap")["metadata"].update(name="other")),
+    "settings": (names, lambda m: one(m, "ConfigMap", "ezigen-settings")["metadata"].update(name="other")),
 }
 
 

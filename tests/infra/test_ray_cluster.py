@@ -71,7 +71,7 @@ def test_the_driver_is_a_node_of_the_cluster_without_capacity(manifests):
     assert [argument(node, name) for name in ("num-cpus", "num-gpus")] == ["0", "0"]
     address = argument(node, "address")
     assert address == f"{cluster}-head-svc:6379"
-    assert one(manifests, "ConfigMap")["data"]["EZIGEN_RAY_ADDRESS"] == address
+    assert one(manifests, "ConfigMap", "ezigen-settings")["data"]["EZIGEN_RAY_ADDRESS"] == address
     assert {"name": "gcs-server", "containerPort": 6379} in the_pod(manifests, "ray-head").containers[0]["ports"]
     # A node with this variable would be taken for one of the autoscaler's, which knows no such pod.
     assert "RAY_CLOUD_INSTANCE_ID" not in {variable["name"] for variable in node["env"]}

@@ -62,6 +62,8 @@ def test_the_schemas_of_kuberay_are_schemas():
         ("RayJob", ("spec", "backoffLimit"), 2),
         ("RayJob", ("spec", "clusterSelector"), {"name": "ezigen"}),
         ("PodMonitor", ("spec", "podMetricsEndpoints"), [{"port": 8080}]),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0, "alert"), "both an alert and a record"),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0, "expression"), "up"),
     ],
 )
 def test_a_wrong_field_is_refused(kind, path, value):

@@ -1,5 +1,6 @@
 """Shards through Ray Data: whatever happens to a worker, every other shard is made, and the guilty one is named."""
 
+import functools
 import os
 import threading
 from pathlib import Path
@@ -9,7 +10,10 @@ import pytest
 from ezigen.config import ConfigurationError, RayConfig
 from tasks.cluster.planner import PoolFailed
 from tasks.sharding import ShardReport, ShardsFailed, run_shards
+from tasks.sharding.metrics import ShardMetrics
+from tasks.sharding.progress import ShardMeter
 from tasks.storage import OutputFolder
+from tests.monitoring.scraping import total
 from tests.run.conftest import is_alive, wait_until
 from tests.sharding.toys import Diary, ToyWork
 
@@ -74,14 +78,23 @@ def test_every_shard_is_made_once_and_reported(run):
 
 
 def test_a_shard_that_kills_its_worker_is_named_after_all_others_are_done(run):
+    metrics = ShardMetrics("toys", run.folder.name, ShardMeter("pairs", 16, 8, None), run_id="1")
     with pytest.raises(ShardsFailed) as failed:
-        run(names(8, d1="kill", d4="once"))
+        run(names(8, d1="kill", d4="once"), metrics=metrics)
     assert [(failure.shard, failure.worker_died) for failure in failed.value.failures] == [("r0-00001:kill", True)]
     assert "r0-00001:kill" in str(failed.value)
     assert run.diary.count("begin", "r0-00001:kill") == 3
     assert run.made == set(names(8, d1="kill", d4="once")) - {"r0-00001:kill"}
     assert run.diary.count("begin", "r0-00004:once") == 2  # an innocent death is repeated
     assert_no_worker_left(run.diary)
+    told = functools.partial(total, run=run.folder.name)
+    wait_until(lambda: told("ray_ezigen_shards_written_total") == 7, 30, "the export of metrics")
+    assert told("ray_ezigen_items_total", status="done") == 14
+    assert told("ray_ezigen_items_total", status="refused", error_code="odd") == 7
+    assert told("ray_ezigen_worker_losses_total", reason="died") >= 2
+    assert told("ray_ezigen_worker_starts_total") >= 2
+    assert told("ray_ezigen_storage_bytes_total", direction="written") > 0
+    assert told("ray_ezigen_run_active") == 0
 
 
 def test_a_shard_that_raises_is_named_and_not_tried_again(run):

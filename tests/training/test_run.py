@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from tasks.storage import OutputFolder
 from tasks.training.checkpoints import Checkpoints
 from tasks.training.data import TrainingSet
 from tasks.training.outcome import TrainingProgress
+from tests.monitoring.scraping import total
 from tests.run.conftest import wait_until
 from tests.run.test_kills import assert_gone
 from tests.training.stage import (
@@ -60,6 +62,11 @@ def reference(tmp_path_factory, features, tiny_folder, ray_address) -> Stored:
         0,
     )
     stored = Stored(stage.plan().output)
+    told = functools.partial(total, run=stored.output.name)
+    wait_until(lambda: told("ray_ezigen_train_steps_total") == NUM_STEPS, 30, "the export of metrics")
+    assert told("ray_ezigen_train_loss") == pytest.approx(outcome.loss)
+    assert told("ray_ezigen_worker_seconds_total", part="step") > 0
+    assert told("ray_ezigen_worker_seconds_total", part="load") > 0
     assert [measured.step for measured in outcome.measurements] == [30, 60, NUM_STEPS]
     assert outcome.loss == pytest.approx(np.mean(stored.log.column("loss").to_numpy()))
     assert stored.steps == [NUM_STEPS - EVERY, NUM_STEPS]
