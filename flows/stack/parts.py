@@ -39,7 +39,7 @@ class Part:
 
 
 def list_parts(stack: Stack) -> list[Part]:
-    """In an order in which each needs only those before it; they are ended the other way round. Writes their settings."""
+    """In an order in which each needs only those before it; they are ended in the other. Writes their settings."""
     parts = [_postgres(stack)] if stack.database == "postgresql" else []
     parts += [_prefect_server(stack), _s3(stack), _ray_head(stack)]
     parts += [_ray_node(stack, number) for number in range(1, stack.num_nodes + 1)]
