@@ -11,6 +11,7 @@ from ezigen.config import ConfigurationError
 from ezigen.pairs import Refusal, RefusalReason
 from tasks.storage.filesystems import classify, describe_error, with_retries
 from tasks.storage.locations import Location, Locations, locate
+from tasks.storage.writing import is_local
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ class DatasetFolder:
 
     def load(self, relative: str) -> bytes:
         """The bytes of an annotation file. Raises ConfigurationError if there are none."""
-        data = self._guarded(relative, lambda filesystem: filesystem.cat_file(self._at(relative).path))
+        data = self._guarded(relative, lambda filesystem: _read_file(filesystem, self._at(relative).path))
         if not data:
             raise self.refusal(f"{relative} is empty (0 bytes); copy it again.")
         return bytes(data)
@@ -122,6 +123,13 @@ class DatasetFolder:
             reasons = {"missing": "does not exist", "denied": "may not be read; check the permissions and keys"}
             reason = reasons.get(classify(error), "cannot be read")
             raise self.refusal(f"{relative or 'the folder'} {reason} ({describe_error(error)}).") from error
+
+
+def _read_file(filesystem: Any, path: str) -> bytes:
+    """The bytes of a file; a pipe or a device, which a link may lead to, has no end."""
+    if is_local(filesystem) and filesystem.exists(path) and not filesystem.isfile(path):
+        raise FileNotFoundError(f"{path} is no regular file")
+    return bytes(filesystem.cat_file(path))
 
 
 def check_name(name: object) -> str:
