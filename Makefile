@@ -8,7 +8,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup demo test lint types bench check clean
+.PHONY: help setup demo test fuzz lint types bench check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +29,10 @@ demo: $(STAMP)  ## the sample catalog on the embedded model, into build/demo
 
 test: $(STAMP)  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 5
+
+FUZZ_EXAMPLES ?= 5000
+fuzz: $(STAMP)  ## damaged inputs of every kind, random ones and many of each: FUZZ_EXAMPLES=5000
+	OMP_NUM_THREADS=1 EZIGEN_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz --timeout 7200 -x --durations 0
 
 lint: $(STAMP)  ## style, layers, the deployment files
 	$(BIN)/ruff check .
