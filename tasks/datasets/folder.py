@@ -16,6 +16,9 @@ from tasks.storage.writing import is_local
 T = TypeVar("T")
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+WRONG_ENTRY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding one entry of an annotation file raises. Reading the file alone looks at no text within an entry."""
+
 # Not what a copy to another disk changes: pairs that are half done would have to start again.
 _VERSION_MARKS = ("ETag", "mtime", "LastModified", "created")
 
@@ -81,7 +84,7 @@ class DatasetFolder:
             return msgspec.json.decode(data, type=form)
         except msgspec.ValidationError:
             raise
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except WRONG_ENTRY as error:
             raise self.refusal(f"{relative} is damaged or cut off ({error}); copy it again.") from error
 
     def invalid(self, relative: str, error: Exception) -> ConfigurationError:
