@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for package in ("ezigen", "tasks", "flows", "bench") for path in (ROOT / package).rglob("*.py"))
 
 UNPICKLERS = {"cloudpickle", "dill", "jsonpickle", "joblib", "marshal", "pandas", "shelve"}
+OPTIONS = {"weights_only", "allow_pickle", "trust_remote_code", "formats", "shell"}
 PICKLE_ERRORS_ONLY = "ezigen/adapters/weights.py"
 """Names the exceptions of `torch.load(..., weights_only=True)`."""
 
@@ -21,15 +22,16 @@ def problems(source: str, name: str = "") -> Iterator[str]:
             roots = {module.partition(".")[0] for module in modules}
             if roots & UNPICKLERS or ("pickle" in roots and name != PICKLE_ERRORS_ONLY):
                 yield f"{name}:{node.lineno} imports {', '.join(modules)}"
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
+        if isinstance(node, ast.Attribute) and node.attr in ("load", "loads", "Unpickler") and _is(node, "pickle"):
             yield f"{name}:{node.lineno} unpickles"
         if isinstance(node, ast.Call):
             yield from (f"{name}:{node.lineno} {problem}" for problem in call_problems(node))
 
 
 def call_problems(call: ast.Call) -> Iterator[str]:
-    called = ast.unparse(call.func)
-    given = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg is not None}
+    function = call.func
+    called = f"{function.value.id}.{function.attr}" if isinstance(function, ast.Attribute) and _is(function) else ""
+    given = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg in OPTIONS}
     if called == "torch.load" and given.get("weights_only") != "True":
         yield "torch.load without weights_only=True"
     if given.get("allow_pickle", "False") != "False":
@@ -42,6 +44,11 @@ def call_problems(call: ast.Call) -> Iterator[str]:
         yield "Image.open without formats, which lets Pillow try all of its decoders"
     if given.get("shell", "False") != "False":
         yield "a shell"
+
+
+def _is(node: ast.Attribute, module: str = "") -> bool:
+    """Whether it is an attribute of a module, as far as names tell."""
+    return isinstance(node.value, ast.Name) and module in ("", node.value.id)
 
 
 def test_nothing_that_is_read_can_run():

@@ -1,6 +1,6 @@
 """Inputs made from good ones by damage, and the watch over what reading them does.
 
-In a usual run of the tests a few hundred fixed examples of everything are tried. EZIGEN_FUZZ_EXAMPLES sets another
+In a usual run of the tests some fifty fixed examples of everything are tried. EZIGEN_FUZZ_EXAMPLES sets another
 number, of random ones: `make fuzz`.
 """
 
@@ -75,7 +75,7 @@ def fuzzed(weight: float = 1.0) -> Callable[..., Any]:
     """Settings of a test; weight: by how much its examples are more, or fewer, than those of others."""
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
     return settings(
-        max_examples=max(1, round((NUM_EXAMPLES or 100) * weight)),
+        max_examples=max(1, round((NUM_EXAMPLES or 50) * weight)),
         derandomize=not NUM_EXAMPLES,
         database=None,
         deadline=None,
