@@ -2,6 +2,7 @@
 
 import json
 import operator
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ READ = (".json", ".txt", ".model", ".safetensors")
 _MODEL_FILES = ("*.json", "*.txt", "model.safetensors", *(f"*/{stem}*.safetensors" for stem in {*WEIGHTS.values()}))
 
 _MAX_HEADER_BYTES = 100_000_000  # as in the library of the format
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -96,7 +98,7 @@ def _shards(index: Path) -> list[str]:
     """The names of the weight files that an index lists, all of them beside it."""
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(
-        isinstance(name, str) and name == Path(name).name for name in names.values()
+        isinstance(name, str) and _FILE_NAME.fullmatch(name) for name in names.values()
     ):
         raise ConfigurationError(f"{index}: not a list of files in its folder by tensor; download it again")
     return sorted(set(names.values()))

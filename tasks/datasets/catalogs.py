@@ -342,9 +342,11 @@ def _parquet_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     broken = pa.nulls(batch.num_rows, pa.string())
     arrays: dict[str, pa.Array] = {}
     for name in batch.schema.names:
-        arrays[name], reasons = _arrow_text(name, batch.column(name))
-        if reasons is not None:
-            broken = pc.coalesce(broken, reasons)
+        text, reasons = _arrow_text(name, batch.column(name))
+        arrays[name], more_reasons = _utf8_text(text)
+        for given in (reasons, more_reasons):
+            if given is not None:
+                broken = pc.coalesce(broken, given)
     return _to_schema({**arrays, BROKEN: broken}, batch.num_rows)
 
 
@@ -362,6 +364,25 @@ def _arrow_text(name: str, array: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     if name == "subject_mix" and _is_list(kind) and pa.types.is_floating(kind.value_type):
         return pa.array([None if mix is None else json.dumps(mix) for mix in array.to_pylist()], pa.string()), None
     raise ConfigurationError(f"column {name} has the type {kind}; it must be text.")
+
+
+def _utf8_text(array: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    """The column without the cells that are not UTF-8, which Parquet's reader does not look at, and why."""
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        cells = [None if cell is None else _decode(cell) for cell in array.cast(pa.binary()).to_pylist()]
+        text = pa.array(cells, pa.string())
+        reason = pa.scalar("the row is not UTF-8; write the catalog as UTF-8")
+        return text, pc.if_else(pc.and_(array.is_valid(), text.is_null()), reason, pa.scalar(None, pa.string()))
+    return array, None
+
+
+def _decode(cell: bytes) -> str | None:
+    try:
+        return cell.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _shared_text(name: str, array: pa.DictionaryArray) -> tuple[pa.Array, pa.Array | None]:

@@ -147,6 +147,16 @@ def test_a_long_cell_that_many_parquet_rows_share_is_not_unpacked(tmp_path):
     assert rows[1][BROKEN] == "prompt has more than 65,536 bytes"
 
 
+def test_parquet_text_that_is_not_utf8_costs_one_row(tmp_path):
+    same = {name: ["a", "b", "c"] for name in ("item_id", "subject_uri", "subject_class")}
+    pq.write_table(pa.table({**same, "prompt": ["x", "cafe", None]}), tmp_path / "c.parquet", compression="none")
+    data = (tmp_path / "c.parquet").read_bytes()
+    (tmp_path / "c.parquet").write_bytes(data.replace(b"cafe", b"caf\xe9"))
+    rows = read(tmp_path / "c.parquet")
+    assert [row["prompt"] for row in rows] == ["x", None, None]
+    assert [row[BROKEN] and "UTF-8" in row[BROKEN] for row in rows] == [None, True, None]
+
+
 def test_parquet_column_of_a_wrong_type_is_an_error(tmp_path):
     table = pa.table({"item_id": ["a"], "subject_uri": ["x"], "subject_class": ["c"], "prompt": [True]})
     pq.write_table(table, tmp_path / "c.parquet")

@@ -180,7 +180,10 @@ def test_damaged_weights_are_refused(folder, content, expected):
     assert str(path) in message
 
 
-@pytest.mark.parametrize("listed", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}, {"weight_map": {"a": "../x"}}])
+@pytest.mark.parametrize(
+    "listed",
+    [{}, {"weight_map": []}, {"weight_map": {"a": 1}}, {"weight_map": {"a": "../x"}}, {"weight_map": {"a": "x" * 300}}],
+)
 def test_an_index_lists_files_beside_it(folder, listed):
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     (folder / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(listed))
