@@ -214,7 +214,7 @@ def _network_seconds(plan: FeaturePlan, encoder: FeatureEncoder) -> float:
             for at in range(0, len(rows), plan.config.batch_size):
                 part = slice(at, at + plan.config.batch_size)
                 subjects, targets = (
-                    [to_pixels(Image.open(io.BytesIO(data))) for data in columns[name][part]]
+                    [to_pixels(Image.open(io.BytesIO(data), formats=("PNG",))) for data in columns[name][part]]
                     for name in ("subject", "target")
                 )
                 started = time.process_time()
@@ -283,7 +283,9 @@ def make_at_real_shapes(pairs: str, output: str, model: str) -> dict[str, Any]:
     write_index(folder, plan.identity, shards)
     (row,) = next(plan.pairs.read_rows(plan.shards[0], ["subject", "subject_class", "subject_sha256"])).to_pylist()[:1]
     encoder = FeatureEncoder.load(plan.model, plan.identity, 1)
-    own = encoder.encode_subjects([to_pixels(Image.open(io.BytesIO(row["subject"])))], [row["subject_class"]])
+    own = encoder.encode_subjects(
+        [to_pixels(Image.open(io.BytesIO(row["subject"]), formats=("PNG",)))], [row["subject_class"]]
+    )
     found = FeatureStore.open(output).read_subject(subject_id(row["subject_sha256"], row["subject_class"]))
     shape = ModelShape.of(model)
     return {

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ezigen.config import ConfigurationError, ModelConfig, SamplerConfig
 from ezigen.config.presets import PRESETS, SPEEDS
-from ezigen.images import Picture, to_picture
+from ezigen.images import FORMATS, Picture, to_picture
 from ezigen.models.pixels import to_image
 from ezigen.models.stack import Stack, decode_latents
 from ezigen.sampling import Edit, Generator, OnStep, Phase, Request, Sample, StepReport, load_generator
@@ -125,7 +125,7 @@ class Personalizer:
         x1, y1) in pixels of the source, instead. With neither, the source is a sketch of the whole image.
         """
         if isinstance(mask, str | Path):
-            with Image.open(mask) as opened:
+            with Image.open(mask, formats=FORMATS) as opened:
                 mask = opened.copy()
         edit = Edit(to_picture(source), mask, box)
         request = self.request(

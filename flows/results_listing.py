@@ -1,16 +1,16 @@
 """`ezigen results`: the resolved rows of an output as a table, CSV or JSON lines, one row at a time."""
 
-import csv
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 from ezigen.config import ConfigurationError, ErrorCode
 from flows.terminal import err, out, print_table
 from tasks.reports.remedies import explain
+from tasks.reports.spreadsheet import write_csv
 from tasks.reports.wording import format_number, plural
 
 if TYPE_CHECKING:
@@ -98,9 +98,7 @@ def _in_state(output: "RunOutput", rows: Iterator["ResultRow"], state: "ReviewSt
 
 def _write(rows: Iterable["ResultRow"], form: Format, stream: TextIO) -> None:
     if form == "csv":
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(["" if value is None else value for value in to_plain(row).values()] for row in rows)
+        write_csv(stream, itertools.chain([COLUMNS], (to_plain(row).values() for row in rows)))
         return
     stream.writelines(json.dumps(to_plain(row), ensure_ascii=False) + "\n" for row in rows)
 
@@ -114,7 +112,7 @@ def to_plain(row: "ResultRow") -> dict[str, str | int | float | None]:
 
 
 def _print_rows(output: "RunOutput", rows: Iterator["ResultRow"]) -> None:
-    shown = list(islice(rows, MAX_TABLE_ROWS))
+    shown = list(itertools.islice(rows, MAX_TABLE_ROWS))
     if not shown:
         err.print("No such rows.")
         return

@@ -1,6 +1,5 @@
 """`ezigen study`: a blind preference study as one page, and what its answers say. Starts no server and no Ray."""
 
-import csv
 import json
 import math
 import sys
@@ -16,6 +15,7 @@ from flows.option_sets import with_options
 from flows.plan_commands import load_options
 from flows.study_options import StudyOptions
 from flows.terminal import err, out, print_table
+from tasks.reports.spreadsheet import write_csv
 from tasks.reports.wording import format_number, plural
 
 if TYPE_CHECKING:
@@ -140,6 +140,5 @@ def _describe_share(share: "Share") -> tuple[str, ...]:
 
 def _write_csv(results: "StudyResults") -> None:
     rows = [share.to_json() for share in results.shares]
-    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "method": row["method"] or NOBODY} for row in rows)
+    named = ({**row, "method": row["method"] or NOBODY} for row in rows)
+    write_csv(sys.stdout, [list(rows[0]), *(row.values() for row in named)])

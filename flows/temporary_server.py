@@ -64,7 +64,7 @@ class TemporaryServer:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.api_url}/health", timeout=2) as response:
+            with urllib.request.urlopen(f"{self.api_url}/health", timeout=2) as response:  # noqa: S310 - our own
                 return bool(response.status == 200)
         except (urllib.error.URLError, OSError):
             return False

@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 
 KEY, SECRET = "test-key", "test-secret"
+GUEST_KEY, GUEST_SECRET = "AKIAGUESTOFTESTS", "guest/Secret+of=the&tests%9f3c"
+"""They open the bucket "tests" alone, and look like nothing else."""
 START_TIMEOUT_S = 60.0
 
 
@@ -87,10 +89,19 @@ def _command(folder: Path, config: Path, ports: list[int]) -> list[str]:
 
 
 def _identities() -> dict[str, object]:
-    credentials = [{"accessKey": KEY, "secretKey": SECRET}]
+    actions = ["Read", "Write", "List", "Tagging"]
     return {
         "identities": [
-            {"name": "tests", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+            {
+                "name": "tests",
+                "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+                "actions": ["Admin", *actions],
+            },
+            {
+                "name": "guest",
+                "credentials": [{"accessKey": GUEST_KEY, "secretKey": GUEST_SECRET}],
+                "actions": [f"{action}:tests" for action in actions],
+            },
         ]
     }
 

@@ -1,16 +1,27 @@
 """Untrusted picture files to RGB pictures on white, with every bound checked before a pixel is decoded."""
 
+import re
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ezigen.config import ErrorCode, ItemError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is opened: raster formats alone. Others (EPS, PDF, ...) start interpreters."""
+
+MAX_JPEG_SCANS = 100
+"""A progressive picture has about ten. Each further one costs the sender some bytes, and us a look at all pixels."""
+
+# Neither a stuffed zero, nor a restart, nor the beginning of another picture.
+_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
+_JPEG_SCAN, _JPEG_END = b"\xda", b"\xd9"
+_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 
 Image.init()  # with an explicit list of formats Pillow does not load their plugins by itself
 
@@ -28,14 +39,16 @@ def decode_picture(
 ) -> Picture:
     """The picture in a file's bytes, upright, on white; its alpha channel becomes the mask.
 
-    Of an animation the first frame; grey, 16-bit, palette and CMYK files are converted. Raises ItemError:
-    IMAGE_TOO_LARGE and IMAGE_TOO_SMALL from the header alone, IMAGE_UNDECODABLE for no picture or a damaged one.
+    Of an animation the first frame; grey, 16-bit, palette and CMYK files are converted. Raises ItemError: before a
+    pixel is decoded IMAGE_TOO_LARGE (sides, pixels, tiles, scans) and IMAGE_TOO_SMALL, IMAGE_UNDECODABLE for no picture
+    or a damaged one.
     """
     if not data:
         raise ItemError(ErrorCode.IMAGE_UNDECODABLE, "the picture file is empty (0 bytes); upload it again")
     image = _open(data)
     _check_size(image.size, max_side_px, max_pixels, min_side_px)
     try:
+        _check_effort(image, data, max_pixels)
         image.load()
         upright = ImageOps.exif_transpose(image)
         return _on_white(upright)
@@ -116,6 +129,27 @@ def _check_size(size: tuple[int, int], max_side_px: int, max_pixels: int, min_si
     if min(size) < min_side_px:
         message = f"the picture is {_px(size)}; each side needs at least {min_side_px} px"
         raise ItemError(ErrorCode.IMAGE_TOO_SMALL, message)
+
+
+def _check_effort(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Raises ItemError(IMAGE_TOO_LARGE) for a small picture that takes much memory or time to decode."""
+    if isinstance(image, TiffImageFile):
+        tile = tuple(image.tag_v2.get(tag, 0) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH))
+        if tile[0] * tile[1] > max_pixels:
+            message = f"the picture's tiles are {_px(tile)}; at most {max_pixels} pixels are allowed: save it again"
+            raise ItemError(ErrorCode.IMAGE_TOO_LARGE, message)
+    if isinstance(image, JpegImageFile) and (num_scans := _count_scans(data)) > MAX_JPEG_SCANS:
+        message = f"the JPEG picture has more than {MAX_JPEG_SCANS} scans ({num_scans}); save it again"
+        raise ItemError(ErrorCode.IMAGE_TOO_LARGE, message)
+
+
+def _count_scans(jpeg: bytes) -> int:
+    """The scans of the first picture of a file, as a decoder meets them."""
+    num_scans, position = 0, 2
+    while (found := _JPEG_MARKER.search(jpeg, position)) and found[1] != _JPEG_END:
+        num_scans += found[1] == _JPEG_SCAN
+        position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2])
+    return num_scans
 
 
 def _on_white(image: Image.Image) -> Picture:

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from ezigen.config import SPEEDS, ModelConfig, SamplerConfig, embedded
 from ezigen.diffusion import NoiseSource
-from ezigen.images import Picture
+from ezigen.images import FORMATS, Picture
 from ezigen.images.canvas import mark_edit
 from ezigen.metrics import Measurer, Shown, load_scorer
 from ezigen.mini.evaluate import interval
@@ -58,12 +58,12 @@ def read_cases(folder: Path, *, boxes: bool = False) -> Iterator[EditCase]:
     the whole box around the other product, not its outline.
     """
     for name, subject_class in json.loads((folder / "subjects.json").read_text("utf-8")).items():
-        subject = Image.open(folder / name / "subject" / "00.jpg").convert("RGB")
+        subject = Image.open(folder / name / "subject" / "00.jpg", formats=FORMATS).convert("RGB")
         for number, path in enumerate(sorted((folder / name / "source").glob("*.jpg"))):
-            mask = Image.open(folder / name / "mask" / f"{path.stem}.png").convert("L")
+            mask = Image.open(folder / name / "mask" / f"{path.stem}.png", formats=FORMATS).convert("L")
             if boxes:
                 mask.paste(255, mask.getbbox())
-            edit = Edit(Picture(Image.open(path).convert("RGB")), mask)
+            edit = Edit(Picture(Image.open(path, formats=FORMATS).convert("RGB")), mask)
             prompt = describe(subject_class, SCENE_NAMES[number % len(SCENE_NAMES)])
             key = f"{name}/{path.stem}"
             yield EditCase(

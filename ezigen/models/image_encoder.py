@@ -81,10 +81,11 @@ def load_image_encoder(location: str, device: str = "auto", *, part: str = "dino
         raise ConfigurationError(f"image encoder {location}: config.json is missing in {folder}")
     find_weights(folder, "image_encoder")
     place, _ = choose_placement(device, "fp32")
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+    # Left to itself, transformers asks the terminal whether code in the folder may run.
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
     try:
         with no_progress_bars():
-            network = AutoModel.from_pretrained(folder, **options)
+            network = AutoModel.from_pretrained(folder, dtype=torch.float32, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"image encoder {location}: {folder} does not load: {error}") from error
     network = getattr(network, "vision_model", network)  # the half of CLIP that sees

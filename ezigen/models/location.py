@@ -1,6 +1,8 @@
 """Which folder a model's name means, and whether that folder can be what it should be. Imports no torch."""
 
 import json
+import operator
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +39,8 @@ READ = (".json", ".txt", ".model", ".safetensors")
 # Not the gigabytes that nothing reads: pickles, original single-file checkpoints.
 _MODEL_FILES = ("*.json", "*.txt", "model.safetensors", *(f"*/{stem}*.safetensors" for stem in {*WEIGHTS.values()}))
 
+_MAX_HEADER_BYTES = 100_000_000  # as in the library of the format
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -75,7 +79,7 @@ def resolve_folder(
 def find_weights(folder: Path, component: str = "") -> list[Path]:
     """The weight files in a component's folder: one file, its fp16 variant, or the shards of an index.
 
-    Raises ConfigurationError for pickles, LFS pointers and truncated files.
+    Raises ConfigurationError for pickles, LFS pointers, truncated files, and an index that is none.
     """
     stem = WEIGHTS.get(component or folder.name, "model")
     for variant in ("", ".fp16"):
@@ -84,11 +88,20 @@ def find_weights(folder: Path, component: str = "") -> list[Path]:
             return [check_safetensors(single)]
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(_read_json(index)["weight_map"].values()))
-        return [index, *(check_safetensors(folder / shard) for shard in shards)]
+        return [index, *(check_safetensors(folder / shard) for shard in _shards(index))]
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     found = f"only {', '.join(pickles)}, a pickle, which is never loaded" if pickles else "nothing"
     raise ConfigurationError(f"{folder}: no {stem}.safetensors, found {found}; {_remedy(EXAMPLE_MODEL)}")
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the weight files that an index lists, all of them beside it."""
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(
+        isinstance(name, str) and _FILE_NAME.fullmatch(name) for name in names.values()
+    ):
+        raise ConfigurationError(f"{index}: not a list of files in its folder by tensor; download it again")
+    return sorted(set(names.values()))
 
 
 def find_sam(model: str, *, option: str = "--set model.sketch.sam_model") -> Path:
@@ -193,15 +206,22 @@ def check_safetensors(path: Path) -> Path:
         header_size = struct.unpack("<Q", file.read(8))[0] if size > 8 else size
         if header_size + 8 > size:
             raise ConfigurationError(f"{path}: truncated or not a safetensors file; download it again")
-        try:
-            header = json.loads(file.read(header_size))
-        except ValueError:
-            raise ConfigurationError(f"{path}: not a safetensors file; download it again") from None
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    if header_size + 8 + end != size:
-        expected = header_size + 8 + end
-        raise ConfigurationError(f"{path}: {size} bytes, but its header promises {expected}; download it again")
+        if header_size > _MAX_HEADER_BYTES:
+            raise ConfigurationError(f"{path}: a header of {header_size:,} bytes; it is damaged, download it again")
+        end = header_size + 8 + _end_of_data(path, file.read(header_size))
+    if end != size:
+        raise ConfigurationError(f"{path}: {size} bytes, but its header promises {end}; download it again")
     return path
+
+
+def _end_of_data(path: Path, header: bytes) -> int:
+    """Where the last tensor ends, counted from the end of the header."""
+    try:
+        entries = json.loads(header)
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        return max(map(operator.index, ends), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise ConfigurationError(f"{path}: not a safetensors file; download it again") from None
 
 
 def _from_hub(model: str, option: str, wanted: Sequence[str]) -> Path:
@@ -231,7 +251,7 @@ def _remedy(model: str, option: str = "--model") -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigurationError(f"{path}: not JSON; download it again") from None
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path}: not a JSON object; download it again")

@@ -65,7 +65,7 @@ class PipelineFolder:
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:
             values = json.loads(path.read_bytes())
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise ConfigurationError(f"{self.label}: {path} is broken; download it again")
@@ -119,7 +119,7 @@ def _listed_parts(label: str, path: Path) -> list[str]:
         index: Any = json.loads((path / "model_index.json").read_bytes())
         parts = {name: kind for name, kind in index.items() if isinstance(kind, list)}
         known = isinstance(index["_class_name"], str)
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigurationError(f"{label}: {path / 'model_index.json'} is broken; download it again") from error
     if not known:
         raise ConfigurationError(

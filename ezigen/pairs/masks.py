@@ -16,6 +16,8 @@ Mask = npt.NDArray[np.bool_]
 # Annotators' polygons leave the picture by rounding; by more than this they belong to another picture.
 MAX_OVERSHOOT_PX = 2.0
 _MAX_PIXELS = 2**31
+# pycocotools takes memory for every pixel of an outline, and does not look whether it got it.
+_MAX_OUTLINE_SHARE = 8
 
 
 def decode_segmentation(segmentation: object, height: int, width: int) -> Mask:
@@ -67,13 +69,15 @@ def _cut_to_box(mask: Mask) -> Mask:
 def _decode_polygons(polygons: list[Any], height: int, width: int) -> Mask:
     if not polygons:
         raise _invalid("it has no polygon")
-    for polygon in polygons:
-        _check_polygon(polygon, height, width)
+    outline_px = sum(_check_polygon(polygon, height, width) for polygon in polygons)
+    if outline_px > _MAX_OUTLINE_SHARE * height * width:
+        raise _invalid(f"its outline of {outline_px:.6g} px is too long for {width} x {height} px")
     runs = coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
     return _fill(_compressed_lengths(runs["counts"].decode()), height, width)
 
 
-def _check_polygon(polygon: object, height: int, width: int) -> None:
+def _check_polygon(polygon: object, height: int, width: int) -> float:
+    """The length of its outline in pixels."""
     if not isinstance(polygon, list):
         raise _invalid(f"a polygon is {_kind(polygon)}, not a list of coordinates")
     # pycocotools reads a list of four numbers as a box.
@@ -91,6 +95,7 @@ def _check_polygon(polygon: object, height: int, width: int) -> None:
     if not over <= MAX_OVERSHOOT_PX:  # so that NaN is refused too
         x, y = points.max(axis=0)
         raise _mismatch(f"a polygon reaches {x:.6g}, {y:.6g} in a picture of {width} x {height} px")
+    return float(np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum())
 
 
 def _decode_runs(runs: dict[str, Any], height: int, width: int) -> Mask:

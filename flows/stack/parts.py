@@ -1,17 +1,16 @@
 """The parts of a stack: how each is started, and when it is healthy."""
 
-import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from ezigen.config import ConfigurationError
 from flows.stack.settings import ROOT, Stack, find_program, write_privately
@@ -188,15 +187,16 @@ _START = (
 )  # fmt: skip
 
 
-def alive_nodes(stack: Stack) -> list[dict[str, dict[str, float]]]:
+def alive_nodes(stack: Stack) -> list[dict[str, Any]]:
     """Ray's nodes as its dashboard knows them; none while that does not answer."""
-    request = urllib.request.Request(
-        f"{stack.url('ray-dashboard')}/nodes?view=summary", headers={"Authorization": f"Bearer {stack.ray_token}"}
-    )
     try:
-        with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S) as response:
-            summary = json.load(response)["data"]["summary"]
-    except (OSError, ValueError, KeyError):
+        answer = httpx.get(
+            f"{stack.url('ray-dashboard')}/nodes?view=summary",
+            headers={"Authorization": f"Bearer {stack.ray_token}"},
+            timeout=HTTP_TIMEOUT_S,
+        )
+        summary = answer.json()["data"]["summary"]
+    except (httpx.HTTPError, ValueError, KeyError):
         return []
     return [node["raylet"] for node in summary if node.get("raylet", {}).get("state") == "ALIVE"]
 
@@ -308,15 +308,9 @@ def _program(name: str) -> str:
 
 
 def _answers(url: str, auth: str = "") -> bool:
-    headers = {"Authorization": f"Basic {base64.b64encode(auth.encode()).decode()}"} if auth else {}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=HTTP_TIMEOUT_S) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        user, _, password = auth.partition(":")
+        answer = httpx.get(url, auth=(user, password) if auth else None, timeout=HTTP_TIMEOUT_S)
+    except httpx.HTTPError:
         return False
-
-
-def is_taken(port: int) -> bool:
-    """Whether something listens there."""
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
+    return answer.status_code == httpx.codes.OK

@@ -2,13 +2,13 @@
 
 import json
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
+
+import httpx
 
 from flows.stack.settings import BUCKET, Stack, find_program
 from flows.stack.standing import TRIAL_CATALOG, TRIAL_ROWS, environment_of
@@ -122,10 +122,9 @@ def _check_metrics(stack: Stack) -> Check:
 
 def _query(stack: Stack, expression: str) -> float:
     """The value of a PromQL expression; 0 where there is none."""
-    query = urllib.parse.urlencode({"query": expression})
     try:
-        with urllib.request.urlopen(f"{stack.url('prometheus')}/api/v1/query?{query}", timeout=10) as response:
-            result = json.load(response)["data"]["result"]
-    except (OSError, ValueError, KeyError):
+        answer = httpx.get(f"{stack.url('prometheus')}/api/v1/query", params={"query": expression}, timeout=10)
+        result = answer.json()["data"]["result"]
+    except (httpx.HTTPError, ValueError, KeyError):
         return 0.0
     return float(result[0]["value"][1]) if result else 0.0

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 from ezigen.config import ConfigurationError
+from tasks.adapters.reference import version_number
 from tasks.storage import Location, OutputFolder
 from tasks.storage.lease_stores import open_lease_store
 from tasks.storage.run_record import now_text
@@ -46,8 +47,10 @@ class AliasRecord:
     def from_json(cls, data: bytes) -> Self:
         """The reverse. Raises ValueError, TypeError or KeyError for anything else."""
         values = json.loads(data)
+        if version_number(version := values["version"]) is None:
+            raise ValueError(f"{version!r} is no version")  # it becomes a part of a path
         earlier = tuple(Move(str(move["version"]), str(move["moved_at"])) for move in values.get("earlier", ()))
-        return cls(str(values["version"]), str(values["moved_at"]), earlier)
+        return cls(version, str(values["moved_at"]), earlier)
 
 
 class AliasFile:

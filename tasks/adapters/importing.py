@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ezigen.adapters import AdapterCard, read_card
 from ezigen.adapters.card import CARD_FILE, WEIGHTS_FILE
-from ezigen.config import ConfigurationError
+from ezigen.config import ConfigurationError, ItemError
+from ezigen.images import decode_picture
 from tasks.adapters.files import TEMPORARY_PREFIX, file_sha256
 from tasks.adapters.location import local_adapter
 from tasks.adapters.registry import PublishedAdapter, Registry
@@ -50,10 +51,19 @@ def _take_folder(folder: Path, model: str, stage: Path) -> AdapterCard:
     adapters = _attach_to_shapes(model, card)
     card = load_adapter(adapters, folder, base_fingerprint=fingerprint)
     for path in folder.iterdir():
-        if path.name == WEIGHTS_FILE or path.suffix.lower() in PICTURES:
+        if path.name == WEIGHTS_FILE or (path.suffix.lower() in PICTURES and _is_picture(path)):
             shutil.copyfile(path, stage / path.name)
     counts = {"num_adapters": len(adapters), "num_parameters": adapters.num_parameters}
     return card.model_copy(update={"base_model": card.base_model or model, "base_fingerprint": fingerprint, **counts})
+
+
+def _is_picture(path: Path) -> bool:
+    """Not a link to a private file, which would be published under the name of a picture."""
+    try:
+        decode_picture(path.read_bytes())
+    except (ItemError, OSError):
+        return False
+    return True
 
 
 def _take_checkpoint(folder: Path, model: str, stage: Path) -> AdapterCard:

@@ -212,7 +212,8 @@ def parse_mix(cell: str | None, num_subjects: int) -> tuple[float, ...]:
         raise _refused("subject_mix", f"is {text[:40]!r}; write a JSON array of shares, such as [0.25, 0.75]")
     if len(shares) != num_subjects:
         raise _refused("subject_mix", f"lists {len(shares)} shares for {num_subjects} pictures; give one for each")
-    if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+    # Compared before they are added: a whole number of JSON may be larger than any float.
+    if not all(0 <= share <= 1 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise _refused("subject_mix", f"is {text[:80]}; shares are at least 0 and 1 together")
     return tuple(float(share) for share in shares)
 

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,7 +34,12 @@ CATALOG_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in (*COLUMNS, B
 BATCH_ROWS = 10_000
 MAX_CELL_CHARS = 131_072
 MAX_LINE_BYTES = 2**20
+MAX_SHARED_BYTES = 64 * 1024
+"""Of a cell that Parquet stores once for many rows: a small file must not become gigabytes. No good one is longer."""
+_PARQUET_BATCH_ROWS = 2_000  # so many cells of MAX_SHARED_BYTES still fit into memory
 _MAX_NAMES_SHOWN = 20
+_MAX_NAMES_KEPT = 1000
+_MAX_NAME_CHARS = 200
 
 Texts = list[str | None]
 
@@ -110,9 +115,10 @@ class _CsvReader:
         _refuse_utf16(file)
         # Bytes that are not UTF-8 become lone surrogates, which Arrow refuses, so that only their row is lost.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, strict=True)
+        lines = _BoundedLines(text)
+        reader = csv.reader(lines, strict=True)
         header = self._header(reader)
-        while (chunk := _CsvChunk.read(reader, len(header))).rows:
+        while (chunk := _CsvChunk.read(reader, lines, len(header))).rows:
             yield _csv_batch(header, chunk)
 
     def _header(self, reader: Any) -> list[str]:
@@ -128,6 +134,32 @@ class _CsvReader:
         return names
 
 
+class _BoundedLines:
+    """The lines of a file, as long as they and the rows that they belong to end somewhere."""
+
+    def __init__(self, text: TextIO) -> None:
+        self._readline = text.readline
+        self._num_lines = 0
+        self.row_chars = 0
+        """Of the row that is being read; whoever reads the rows sets it back."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._readline(MAX_LINE_BYTES)
+        if not line:
+            raise StopIteration
+        self._num_lines += 1
+        self.row_chars += len(line)
+        if self.row_chars >= MAX_LINE_BYTES:
+            raise ConfigurationError(
+                f"the row that ends on or after line {self._num_lines} has more than {MAX_LINE_BYTES:,} characters; "
+                "end its line, or close the quote in it."
+            )
+        return line
+
+
 @dataclass
 class _CsvChunk:
     """Some rows of equal length, and why some of them are broken (by position)."""
@@ -137,12 +169,13 @@ class _CsvChunk:
     broken: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, reader: Any, num_cells: int) -> "_CsvChunk":
+    def read(cls, reader: Any, lines: _BoundedLines, num_cells: int) -> "_CsvChunk":
         """Up to BATCH_ROWS rows; none at the end of the file. Blank ones are left out."""
         chunk = cls(num_cells)
         rows, line = chunk.rows, reader.line_num
         while len(rows) < BATCH_ROWS:
             # Ten million rows pass here: a good one costs no more than it must.
+            lines.row_chars = 0
             try:
                 row = next(reader, None)
             except csv.Error as error:
@@ -243,8 +276,8 @@ class _JsonReader:
             return _broken(f"line {number} is not JSON: {error}")
         if not isinstance(values, dict):
             return _broken(f"line {number} is not a JSON object")
-        if len(self._names) < 1000:
-            self._names.update(dict.fromkeys(values))
+        if len(self._names) < _MAX_NAMES_KEPT:
+            self._names.update(dict.fromkeys(name[:_MAX_NAME_CHARS] for name in values))
         try:
             return [*[_json_text(name, values.get(name)) for name in COLUMNS], None]
         except ValueError as error:
@@ -276,22 +309,44 @@ class _ParquetReader:
         self._on_unknown = on_unknown
 
     def read(self, file: BinaryIO) -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        with pq.ParquetFile(file, pre_buffer=False, read_dictionary=_long_shared(file)) as parquet:
             names = parquet.schema_arrow.names
             _check_columns(names)
             _report_unknown(names, self._on_unknown)
             known = [name for name in COLUMNS if name in names]
-            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=known, use_threads=False):
+            for batch in parquet.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=known, use_threads=False):
                 yield _parquet_batch(batch)
+
+
+def _long_shared(file: BinaryIO) -> list[str]:
+    """The text columns with cells above MAX_SHARED_BYTES that many rows may share. They are read shared, which takes
+    ten times as long.
+    """
+    texts = [field.name for field in pq.read_schema(file) if field.name in COLUMNS and _is_text(field.type)]
+    found: set[str] = set()
+    with pq.ParquetFile(file, pre_buffer=False, read_dictionary=texts) as parquet:
+        for row_group in range(parquet.num_row_groups):
+            # The first row brings the whole dictionary along.
+            rows = parquet.iter_batches(batch_size=1, row_groups=[row_group], columns=texts, use_threads=False)
+            for first in itertools.islice(rows, 1):
+                found.update(name for name in texts if _has_long_shared(first.column(name)))
+    return sorted(found)
+
+
+def _has_long_shared(column: pa.Array) -> bool:
+    longest = pc.max(pc.binary_length(column.dictionary)).as_py() if pa.types.is_dictionary(column.type) else None
+    return longest is not None and longest > MAX_SHARED_BYTES
 
 
 def _parquet_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     broken = pa.nulls(batch.num_rows, pa.string())
     arrays: dict[str, pa.Array] = {}
     for name in batch.schema.names:
-        arrays[name], reasons = _arrow_text(name, batch.column(name))
-        if reasons is not None:
-            broken = pc.coalesce(broken, reasons)
+        text, reasons = _arrow_text(name, batch.column(name))
+        arrays[name], more_reasons = _utf8_text(text)
+        for given in (reasons, more_reasons):
+            if given is not None:
+                broken = pc.coalesce(broken, given)
     return _to_schema({**arrays, BROKEN: broken}, batch.num_rows)
 
 
@@ -299,7 +354,7 @@ def _arrow_text(name: str, array: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     """A column as text, and why its wrong values are wrong (null for the others), if there are any."""
     kind = array.type
     if pa.types.is_dictionary(kind):
-        return _arrow_text(name, array.dictionary_decode())
+        return _shared_text(name, array)
     if pa.types.is_null(kind) or pa.types.is_integer(kind) or _is_text(kind):
         return array.cast(pa.string()), None
     if pa.types.is_floating(kind):
@@ -309,6 +364,39 @@ def _arrow_text(name: str, array: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     if name == "subject_mix" and _is_list(kind) and pa.types.is_floating(kind.value_type):
         return pa.array([None if mix is None else json.dumps(mix) for mix in array.to_pylist()], pa.string()), None
     raise ConfigurationError(f"column {name} has the type {kind}; it must be text.")
+
+
+def _utf8_text(array: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    """The column without the cells that are not UTF-8, which Parquet's reader does not look at, and why."""
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        cells = [None if cell is None else _decode(cell) for cell in array.cast(pa.binary()).to_pylist()]
+        text = pa.array(cells, pa.string())
+        reason = pa.scalar("the row is not UTF-8; write the catalog as UTF-8")
+        return text, pc.if_else(pc.and_(array.is_valid(), text.is_null()), reason, pa.scalar(None, pa.string()))
+    return array, None
+
+
+def _decode(cell: bytes) -> str | None:
+    try:
+        return cell.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _shared_text(name: str, array: pa.DictionaryArray) -> tuple[pa.Array, pa.Array | None]:
+    """A column whose cells are indices into others. Those that would fill the memory are wrong values."""
+    values = array.dictionary
+    if not _is_text(values.type):
+        return _arrow_text(name, array.dictionary_decode())
+    fits = pc.less_equal(pc.binary_length(values), MAX_SHARED_BYTES)
+    if pc.all(fits).as_py() is not False:
+        return array.cast(pa.string()), None
+    nothing = pa.scalar(None, values.type)
+    text = pa.DictionaryArray.from_arrays(array.indices, pc.if_else(fits, values, nothing)).cast(pa.string())
+    reason = pa.scalar(f"{name} has more than {MAX_SHARED_BYTES:,} bytes")
+    return text, pc.if_else(pc.and_(array.is_valid(), text.is_null()), reason, pa.scalar(None, pa.string()))
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -10,7 +10,7 @@ import msgspec
 from ezigen.config import CocoSelection
 from ezigen.pairs import Refusal, RefusalReason, check_object, rank_objects
 from tasks.datasets.defects import Defect, ReadingLog
-from tasks.datasets.folder import DatasetFolder
+from tasks.datasets.folder import WRONG_ENTRY, DatasetFolder
 from tasks.datasets.units import CocoObject, CocoPicture, Unit
 from tasks.storage.locations import Locations
 
@@ -174,7 +174,7 @@ class _SplitReader:
         for number, entry in enumerate(entries):
             try:
                 yield decoder.decode(entry)
-            except msgspec.ValidationError as error:
+            except WRONG_ENTRY as error:
                 self._log.refuse(f"{self._split}/{name}[{number}]", RefusalReason.ANNOTATION_INVALID, str(error))
 
     def _group(self, objects: Iterable[_Object]) -> dict[Id, list[_Object]]:

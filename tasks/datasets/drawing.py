@@ -28,6 +28,7 @@ from ezigen.pairs import (
     mask_of_value,
     pair_rng,
 )
+from tasks.datasets.folder import WRONG_ENTRY
 from tasks.datasets.units import CocoObject, CocoPicture, ReadPicture, Source, Unit, VideoObject
 
 T = TypeVar("T")
@@ -346,7 +347,7 @@ _MEANING = {
 def _parse(segmentation: msgspec.Raw) -> object:
     try:
         return msgspec.json.decode(segmentation)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except WRONG_ENTRY as error:
         raise Refusal(RefusalReason.MASK_INVALID, f"the segmentation is not valid JSON: {error}") from error
 
 

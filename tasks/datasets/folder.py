@@ -11,10 +11,14 @@ from ezigen.config import ConfigurationError
 from ezigen.pairs import Refusal, RefusalReason
 from tasks.storage.filesystems import classify, describe_error, with_retries
 from tasks.storage.locations import Location, Locations, locate
+from tasks.storage.writing import is_local
 
 T = TypeVar("T")
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+WRONG_ENTRY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding one entry of an annotation file raises. Reading the file alone looks at no text within an entry."""
+
 # Not what a copy to another disk changes: pairs that are half done would have to start again.
 _VERSION_MARKS = ("ETag", "mtime", "LastModified", "created")
 
@@ -69,7 +73,7 @@ class DatasetFolder:
 
     def load(self, relative: str) -> bytes:
         """The bytes of an annotation file. Raises ConfigurationError if there are none."""
-        data = self._guarded(relative, lambda filesystem: filesystem.cat_file(self._at(relative).path))
+        data = self._guarded(relative, lambda filesystem: _read_file(filesystem, self._at(relative).path))
         if not data:
             raise self.refusal(f"{relative} is empty (0 bytes); copy it again.")
         return bytes(data)
@@ -80,7 +84,7 @@ class DatasetFolder:
             return msgspec.json.decode(data, type=form)
         except msgspec.ValidationError:
             raise
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except WRONG_ENTRY as error:
             raise self.refusal(f"{relative} is damaged or cut off ({error}); copy it again.") from error
 
     def invalid(self, relative: str, error: Exception) -> ConfigurationError:
@@ -122,6 +126,13 @@ class DatasetFolder:
             reasons = {"missing": "does not exist", "denied": "may not be read; check the permissions and keys"}
             reason = reasons.get(classify(error), "cannot be read")
             raise self.refusal(f"{relative or 'the folder'} {reason} ({describe_error(error)}).") from error
+
+
+def _read_file(filesystem: Any, path: str) -> bytes:
+    """The bytes of a file; a pipe or a device, which a link may lead to, has no end."""
+    if is_local(filesystem) and filesystem.exists(path) and not filesystem.isfile(path):
+        raise FileNotFoundError(f"{path} is no regular file")
+    return bytes(filesystem.cat_file(path))
 
 
 def check_name(name: object) -> str:

@@ -4,14 +4,14 @@ import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from ezigen.config import VideoSelection
 from ezigen.pairs import Refusal, RefusalReason, count_frame_pairs
 from tasks.datasets.defects import Defect, ReadingLog
-from tasks.datasets.folder import DatasetFolder, check_name
+from tasks.datasets.folder import WRONG_ENTRY, DatasetFolder, check_name
 from tasks.datasets.units import Unit, VideoFrame, VideoObject
 from tasks.storage.locations import Locations
 
@@ -21,6 +21,7 @@ META_FILE = "meta.json"
 
 T = TypeVar("T")
 Id = int | str
+Side = Annotated[int, msgspec.Meta(ge=0)]
 Counts = Counter[RefusalReason]
 
 
@@ -85,8 +86,8 @@ Found = tuple[str, VideoObject]
 class _Video(msgspec.Struct):
     id: Id
     file_names: list[str]
-    width: int = 0
-    height: int = 0
+    width: Side = 0
+    height: Side = 0
 
 
 class _Track(msgspec.Struct):
@@ -264,7 +265,7 @@ def _parse(folder: DatasetFolder, file_name: str, form: type[T]) -> T:
 def _decode(decoder: msgspec.json.Decoder[T], entry: msgspec.Raw) -> T:
     try:
         return decoder.decode(entry)
-    except msgspec.ValidationError as error:
+    except WRONG_ENTRY as error:
         raise Refusal(RefusalReason.ANNOTATION_INVALID, str(error)) from error
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ezigen.images import FORMATS
 from tasks.catalog.results import ResultRow
 from tasks.reports.figures import Figures
 from tasks.reports.remedies import explain
@@ -68,7 +69,7 @@ def summary_markdown(figures: Figures) -> str:
 
 def split_strip(row: ResultRow) -> list[Image.Image]:
     """The panels of a row's preview strip, from the product to the result."""
-    with Image.open(io.BytesIO(row.preview or b"")) as opened:
+    with Image.open(io.BytesIO(row.preview or b""), formats=FORMATS) as opened:
         strip = opened.convert("RGB")
     side = strip.width // row.preview_panels
     return [strip.crop((place * side, 0, (place + 1) * side, strip.height)) for place in range(row.preview_panels)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from ezigen.images import FORMATS
 from tasks.reports.charts import Chart, Share, count_chart, value_chart
 from tasks.reports.figures import SparseBins
 from tasks.reports.overview import Fact, FactGroup, Number, ProgressPart, list_runs, list_settings
@@ -158,7 +159,7 @@ def render_card(card: PairsCard, record: RunRecord | None) -> str:
 
 
 def _panel(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as picture:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
         return picture.convert("RGB").resize((_STRIP_SIDE_PX, _STRIP_SIDE_PX), Image.Resampling.LANCZOS)
 
 

@@ -28,7 +28,7 @@ def decode_document(data: bytes, name: str, kind: type[T], what: str) -> T:
     """The bytes of a JSON file as a struct. Raises ConfigurationError like `read_document`."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{name} is not {what} ({error}); export or copy it again.") from error
 
 

@@ -6,12 +6,15 @@ import json
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 
+from ezigen.config import ConfigurationError
 from tasks.storage.traffic import TRAFFIC
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,9 @@ _TRANSIENT_NAMES = {
 }
 _DENIED_NAMES = {"NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "CredentialRetrievalError"}
 
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
+
 RETRY_DELAYS_S = (0.2, 0.6, 1.5, 4.0)
 
 
@@ -57,7 +63,13 @@ def _open_filesystem(_pid: int, scheme: str, options_json: str) -> Any:
 
 
 def _open_s3(options: dict[str, Any]) -> Any:
-    """S3 by the standard AWS variables, which `options` (endpoint_url, key, secret, token, region) override."""
+    """S3 by the standard AWS variables, which `options` (endpoint_url, key, secret, token, region) override.
+
+    Raises ConfigurationError for an endpoint with a password in it.
+    """
+    from tasks.storage.s3_session import StraightSession
+
+    _check_endpoint(options.get("endpoint_url", ""))
     given = {name: value for name, value in options.items() if value not in (None, "") and name != "region"}
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     client_kwargs = {**given.pop("client_kwargs", {}), **({"region_name": region} if region else {})}
@@ -68,11 +80,26 @@ def _open_s3(options: dict[str, Any]) -> Any:
         use_listings_cache=False,
         client_kwargs=client_kwargs,
         # One loop of retries (`with_retries`) instead of three inside each other.
-        config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "standard", "max_attempts": 1}},
+        config_kwargs={
+            "connect_timeout": 10,
+            "read_timeout": 60,
+            "retries": {"mode": "standard", "max_attempts": 1},
+            "http_session_cls": StraightSession,
+        },
         **given,
     )
     filesystem.retries = 2
     return filesystem
+
+
+def _check_endpoint(given: str) -> None:
+    """Addresses of stores stand in messages and logs, so that a password in one would, too."""
+    for name, url in (("endpoint_url", given), *((name, os.environ.get(name, "")) for name in _ENDPOINT_VARIABLES)):
+        if "@" in urlsplit(url).netloc:
+            raise ConfigurationError(
+                f"{name}: an address of a store holds no user and no password; leave them out of it and set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a Prefect block."
+            )
 
 
 def classify(error: BaseException) -> Trouble:
@@ -129,8 +156,13 @@ def with_retries(action: Callable[[], T], what: str) -> T:
 
 
 def describe_error(error: BaseException) -> str:
-    """One line for people: the exception's name and its first line."""
+    """One line for people: the exception's name and its first line, without the credentials of an address."""
     if isinstance(error, StorageUnavailableError):
         return str(error.strerror)
-    lines = str(error).strip().splitlines()
+    lines = hide_credentials(str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def hide_credentials(text: str) -> str:
+    """The text with *** for user and password of every address in it."""
+    return _URL_CREDENTIALS.sub("***@", text)

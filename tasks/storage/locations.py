@@ -11,7 +11,8 @@ from typing import Any, Self
 from urllib.parse import unquote
 
 from ezigen.config import CatalogInputs, ConfigurationError, ErrorCode, ItemError
-from tasks.storage.filesystems import classify, describe_error, open_filesystem, with_retries
+from tasks.storage.filesystems import classify, describe_error, hide_credentials, open_filesystem, with_retries
+from tasks.storage.local_files import open_unlinked
 from tasks.storage.traffic import TRAFFIC
 
 SCHEMES = ("file", "s3", "memory")
@@ -206,7 +207,7 @@ def _read_bounded(filesystem: Any, path: str, uri: str, max_bytes: int) -> bytes
     if size == 0:
         return b""
     if "local" in filesystem.protocol:
-        with Path(path).open("rb") as file:
+        with open_unlinked(path) as file:
             data = file.read(max_bytes + 1)
     else:
         data = filesystem.cat_file(path, start=0, end=min(size, max_bytes))
@@ -236,7 +237,7 @@ def _to_item_error(uri: str, error: Exception) -> ItemError:
 
 def _shown(uri: str) -> str:
     """A location for a message: printable, not endless, without credentials."""
-    safe = re.sub(r"(?<=://)[^/@]*@", "***@", uri)
+    safe = hide_credentials(uri)
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in safe[:300]) + (
         "…" if len(safe) > 300 else ""
     )

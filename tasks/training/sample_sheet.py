@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
+from ezigen.images import FORMATS
 from tasks.inspection.sheet import Cell, draw_sheet
 from tasks.reports.wording import score_name
 from tasks.training.measurements import MeasuredSample, Measurement
@@ -38,7 +39,7 @@ def _cells(samples: Sequence[MeasuredSample], subjects: dict[str, HeldOutSubject
 def _open(png: bytes | None, side: int) -> Image.Image:
     if png is None:
         return Image.new("RGB", (side, side), _MISSING)
-    with Image.open(io.BytesIO(png)) as picture:
+    with Image.open(io.BytesIO(png), formats=FORMATS) as picture:
         return picture.convert("RGB")
 
 

@@ -1,10 +1,12 @@
 """Adapters that were made elsewhere: the authors' checkpoint, our folders, and what does not fit by name."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -105,6 +107,16 @@ def test_one_of_our_folders_keeps_its_bytes_and_so_its_fingerprint(registry, tmp
     assert published.card.training == read_card(SHIPPED).training
     again = import_adapter(published.uri, "toys", "mini", Registry(str(tmp_path / "other")))
     assert adapter_fingerprint(again.uri) == adapter_fingerprint("auto")
+
+
+def test_a_picture_that_is_none_is_not_published(registry, tmp_path):
+    folder, private = tmp_path / "theirs", tmp_path / "id_ed25519"
+    shutil.copytree(SHIPPED, folder)
+    private.write_text("private")
+    (folder / "sheet.jpg").symlink_to(private)
+    Image.new("RGB", (20, 20)).save(folder / "figures.png")
+    published = import_adapter(str(folder), "toys", "mini", registry)
+    assert set(published.card.files) == {"figures.png"}
 
 
 def test_an_adapter_with_its_own_subject_encoder_is_imported_whole(registry, tiny_folder, tmp_path):

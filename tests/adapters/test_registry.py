@@ -199,6 +199,9 @@ class TestOnDisk(RegistryCases):
         alias.write_text("{}")
         with pytest.raises(ConfigurationError, match=r"latest\.json is not an alias file .*ezigen adapters promote"):
             registry.resolve("owls")
+        alias.write_text('{"version": "../../elsewhere", "moved_at": ""}')
+        with pytest.raises(ConfigurationError, match=r"'\.\./\.\./elsewhere' is no version"):
+            registry.resolve("owls")
         alias.write_text("")  # a process died between making and filling the very first one
         registry.promote("owls", "v1", "latest")
         assert registry.resolve("owls").version == "v1"

@@ -63,6 +63,9 @@ def test_csv_bytes_that_are_not_utf8_cost_one_row(write):
         ('{"item_id": "a", "subject_uri": "b", "prompt": "c"}\n', "c.jsonl", "'subject_class' is missing"),
         (HEADER + '\na,"x.png,mug,p\nb,x.png,mug,p\n', "c.csv", "quote opened on line 2 is never closed"),
         (HEADER + '\na,x,mug,p\nb,"' + "x" * 200_000 + "\n", "c.csv", "quote opened on line 3"),
+        (HEADER + "\na,x,mug,p\n" + "x" * (1 << 20), "c.csv", "line 3 has more than 1,048,576 characters"),
+        (HEADER + "\n" + '"a\n",' * (1 << 18), "c.csv", "line 209717 has more than 1,048,576 characters"),
+        ("x," * (1 << 20), "c.csv", "line 1 has more than 1,048,576 characters"),
         (HEADER.encode("utf-16"), "c.csv", "UTF-16"),
         (b"PAR1 not really", "c.parquet", "cannot be read"),
         ("x", "c.xlsx", "suffix"),
@@ -127,6 +130,31 @@ def test_parquet_types(tmp_path):
     assert (first["item_id"], first["subject_uri"], first["seed"], first[BROKEN]) == ("1", "x.png", "7", None)
     assert (second["subject_uri"], second["seed"]) == ('["y.png","z.png"]', "nan")
     assert second[BROKEN] == "negative_prompt is a number with a fraction, not a text"
+
+
+def test_a_long_cell_that_many_parquet_rows_share_is_not_unpacked(tmp_path):
+    """50 kB that would be 40 GB of text."""
+    num_rows = 20_000
+    prompt = pa.DictionaryArray.from_arrays(
+        pa.array([1, *[0] * (num_rows - 2), 1], pa.int32()), pa.array(["x" * 2_000_000, "fine"])
+    )
+    same = {name: pa.array(["a"] * num_rows) for name in ("item_id", "subject_uri", "subject_class")}
+    pq.write_table(pa.table({**same, "prompt": prompt}), tmp_path / "c.parquet", compression="zstd")
+    assert (tmp_path / "c.parquet").stat().st_size < 50_000
+    rows = read(tmp_path / "c.parquet")
+    assert len(rows) == num_rows
+    assert [row["prompt"] for row in rows if row[BROKEN] is None] == ["fine", "fine"]
+    assert rows[1][BROKEN] == "prompt has more than 65,536 bytes"
+
+
+def test_parquet_text_that_is_not_utf8_costs_one_row(tmp_path):
+    same = {name: ["a", "b", "c"] for name in ("item_id", "subject_uri", "subject_class")}
+    pq.write_table(pa.table({**same, "prompt": ["x", "cafe", None]}), tmp_path / "c.parquet", compression="none")
+    data = (tmp_path / "c.parquet").read_bytes()
+    (tmp_path / "c.parquet").write_bytes(data.replace(b"cafe", b"caf\xe9"))
+    rows = read(tmp_path / "c.parquet")
+    assert [row["prompt"] for row in rows] == ["x", None, None]
+    assert [row[BROKEN] and "UTF-8" in row[BROKEN] for row in rows] == [None, True, None]
 
 
 def test_parquet_column_of_a_wrong_type_is_an_error(tmp_path):

@@ -113,6 +113,7 @@ def test_a_refusal_never_has_the_key_of_a_row():
         ({"subject_mix": "[0.9]"}, r"subject_mix is \[0.9\]; shares are at least 0 and 1 together"),
         ({"subject_mix": "[NaN]"}, "shares are at least 0"),
         ({"subject_mix": "[1e400]"}, "shares are at least 0"),
+        ({"subject_mix": f"[1{'0' * 400}]"}, "shares are at least 0"),
         ({"subject_mix": "[1.5, -0.5]", "subject_uri": '["a", "b"]'}, "shares are at least 0"),
         ({"source_uri": "s\x07"}, r"source_uri contains the character U\+0007"),
     ],

@@ -169,6 +169,45 @@ def test_a_real_bomb_is_refused_before_decoding(size):
     assert refusal(bomb).code is ErrorCode.IMAGE_TOO_LARGE
 
 
+def test_a_jpeg_of_endless_scans_is_refused_before_decoding():
+    """Each of these repeats costs the sender 53 bytes, and a decoder a pass over all pixels."""
+    data = encode(disc("L"), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xc4") : -2]
+    assert decode_picture(data[:-2] + scan * 90 + data[-2:]).rgb.size == (40, 40)
+    error = refusal(data[:-2] + scan * 100 + data[-2:])
+    assert error.code is ErrorCode.IMAGE_TOO_LARGE
+    assert "scans" in error.message
+    behind = data + scan * 100  # phones put films there
+    assert decode_picture(behind).rgb.size == (40, 40)
+    noise = encode(Image.effect_noise((300, 300), 90).convert("RGB"), "JPEG", quality=100, progressive=True)
+    assert decode_picture(noise).rgb.size == (300, 300)
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+def test_a_tiff_of_huge_tiles_is_refused_before_decoding(compression):
+    tags = {256: 64, 257: 64, 258: 8, 259: compression, 262: 1, 277: 1, 322: 30_000, 323: 30_000, 324: 8, 325: 20}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    data = b"II*\0" + struct.pack("<I", 28) + zlib.compress(bytes(9)).ljust(20, b"\0")
+    data += struct.pack("<H", len(tags)) + entries + bytes(4)
+    error = refusal(data)
+    assert error.code is ErrorCode.IMAGE_TOO_LARGE
+    assert "tiles are 30000 x 30000 px" in error.message
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_texts_that_unpack_to_much_are_refused(kind):
+    head = {b"zTXt": b"Comment\0\0", b"iTXt": b"Comment\0\1\0\0\0", b"iCCP": b"profile\0\0"}[kind]
+    text = png_chunk(kind, head + zlib.compress(bytes(50_000_000)))
+    whole = encode(Image.new("L", (16, 16)))
+    start = len(b"\x89PNG\r\n\x1a\n") + 25  # behind IHDR
+    assert refusal(whole[:start] + text + whole[start:]).code is ErrorCode.IMAGE_UNDECODABLE
+
+
+@pytest.mark.parametrize("format_", ["PPM", "TGA", "ICO", "PCX", "SGI", "DDS", "JPEG2000"])
+def test_no_other_decoder_is_tried(format_):
+    assert refusal(encode(Image.new("RGB", (32, 32), RED), format_)).code is ErrorCode.IMAGE_UNDECODABLE
+
+
 def test_bounds_are_arguments():
     data = encode(Image.new("RGB", (100, 50)))
     assert refusal(data, max_side_px=99).code is ErrorCode.IMAGE_TOO_LARGE
@@ -227,13 +266,13 @@ def test_thumbnail_strip():
 
 def png(width, height, pixels, bit_depth=8, colour_type=0):
     """A PNG written by hand, so that its header can lie."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")]
+    parts = [png_chunk(b"IHDR", header), png_chunk(b"IDAT", zlib.compress(pixels)), png_chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 @pytest.mark.parametrize(("count", "columns"), [(2, 2), (3, 2), (4, 2), (5, 3)])

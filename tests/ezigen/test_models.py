@@ -165,6 +165,10 @@ def test_pickles_are_refused(folder):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
         (b"", "truncated"),
         (b"\x10\0\0\0\0\0\0\0not json at all!", "not a safetensors"),
+        (b"\x02\0\0\0\0\0\0\0[]", "not a safetensors"),
+        (b"\x08\0\0\0\0\0\0\0" + b'{"a": 1}', "not a safetensors"),
+        (b'\x19\0\0\0\0\0\0\0{"a":{"data_offsets":[]}}', "not a safetensors"),
+        (b'\x1f\0\0\0\0\0\0\0{"a":{"data_offsets":["","8"]}}', "not a safetensors"),
         (None, "promises"),
     ],
 )
@@ -174,6 +178,27 @@ def test_damaged_weights_are_refused(folder, content, expected):
     message = refusal(folder)
     assert expected in message
     assert str(path) in message
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [{}, {"weight_map": []}, {"weight_map": {"a": 1}}, {"weight_map": {"a": "../x"}}, {"weight_map": {"a": "x" * 300}}],
+)
+def test_an_index_lists_files_beside_it(folder, listed):
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    (folder / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(listed))
+    assert "not a list of files in its folder" in refusal(folder)
+
+
+def test_code_in_the_folder_of_an_image_encoder_is_not_run(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder / "dinov2", tmp_path / "dinov2")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ConfigurationError, match="trust_remote_code"):
+        load_image_encoder(str(folder), "cpu")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_damaged_configuration_is_refused(folder):

@@ -139,6 +139,16 @@ def test_an_unsuitable_model_is_refused(tmp_path, tiny_folder, change, message):
         drawer(folder)
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_code_in_the_folder_of_a_part_is_not_run(tmp_path, tiny_folder, part):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / part / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    _edit_index(folder, **{part: ["own", "Own"]})
+    with pytest.raises(ConfigurationError, match="does not load"):
+        drawer(folder)
+    assert not (tmp_path / "ran").exists()
+
+
 def _edit_index(folder, **changes):
     file = folder / "model_index.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))

@@ -30,7 +30,7 @@ class CatalogWork(Work):
     entrypoint = "tests/faults/light_flow.py:personalize_catalog"
     inject_at = 8
 
-    def __init__(self, num_items: int = 40, prompts: dict[int, str] | None = None, failed: int = 0) -> None:
+    def __init__(self, num_items: int = 160, prompts: dict[int, str] | None = None, failed: int = 0) -> None:
         self.whole, self.prompts, self.failed = num_items, prompts, failed
 
     def parameters(self, site: Site, output_uri: str) -> dict[str, Any]:
@@ -211,6 +211,7 @@ class TrainingWork(TinyWork):
 
 WORKS: dict[str, Work] = {
     "catalog": CatalogWork(),
+    "long catalog": CatalogWork(600),
     "poisoned catalog": CatalogWork(prompts={12: "a cup [kill]"}, failed=1),
     "features": FeatureWork(),
     "training": TrainingWork(),

@@ -180,6 +180,18 @@ def test_wrong_entries_cost_themselves_alone(coco_folder, copy_of, edit):
     }
 
 
+def test_a_text_that_is_not_utf8_costs_its_entry(coco_folder, copy_of, edit):
+    folder = copy_of(coco_folder)
+    # A wrong entry before it makes all of them be read one by one.
+    edit(folder / INSTANCES, lambda content: content["images"].insert(0, {"id": "x"}))
+    _, before, refused = read(folder)
+    name = next(iter(before)).uri.rpartition("/")[2].encode()
+    (folder / INSTANCES).write_bytes((folder / INSTANCES).read_bytes().replace(name, b"\x80" + name, 1))
+    _, pictures, then_refused = read(folder)
+    assert len(pictures) == len(before) - 1
+    assert then_refused["annotation_invalid"] == refused["annotation_invalid"] + 1
+
+
 def test_what_is_wrong_is_named_entry_by_entry(coco_folder, copy_of, edit):
     folder = copy_of(coco_folder)
     before = subjects(read(folder)[1])

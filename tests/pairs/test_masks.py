@@ -48,6 +48,15 @@ def test_a_polygon_may_overshoot_by_rounding_and_no_more():
     assert refusal.value.reason == RefusalReason.MASK_MISMATCH
 
 
+def test_an_outline_that_would_fill_the_memory_is_refused():
+    """pycocotools would take 5 * 4 bytes for each of 60 million pixels of it, several times over."""
+    with pytest.raises(Refusal, match=r"its outline of .* is too long") as refusal:
+        decode_segmentation([[0, 0, 1000, 600] * 30_000], 600, 1000)
+    assert refusal.value.reason == RefusalReason.MASK_INVALID
+    comb = [[n // 2, 600 * (n // 2 % 2)] for n in range(2000)]  # up and down, all over the picture
+    assert decode_segmentation([[float(x) for point in comb for x in point]], 600, 1000).any()
+
+
 RUNS = {"size": [4, 4], "counts": [3, 5, 8]}
 
 

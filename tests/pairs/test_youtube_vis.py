@@ -259,6 +259,26 @@ def test_wrong_entries_of_meta_cost_themselves_alone(palette_folder, copy_of, ed
     assert refused == {"location_denied": 2, "annotation_invalid": 5, "class_unknown": 1, "too_few_frames": 1}
 
 
+def test_a_text_that_is_not_utf8_costs_its_entry(palette_folder, instances_folder, copy_of, edit):
+    for source, name, text in (
+        (palette_folder, "meta.json", b'"00001"'),
+        (instances_folder, "instances.json", b"/00001."),
+    ):
+        folder = copy_of(source)
+        units, _, _ = read(folder)
+        damaged = (folder / name).read_bytes().replace(text, text.replace(b"1", b"\x80"), 1)
+        (folder / name).write_bytes(damaged)
+        after, _, refused = read(folder)
+        assert 0 < len(after) < len(units)
+        assert refused["annotation_invalid"] > 0
+
+
+def test_a_video_of_impossible_size_is_refused(instances_folder, copy_of, edit):
+    folder = copy_of(instances_folder)
+    edit(folder / "instances.json", lambda content: content["videos"][0].update(width=-SIDE, height=-SIDE))
+    assert read(folder)[2]["annotation_invalid"] == 1
+
+
 def test_a_class_is_written_as_a_caption_takes_it(palette_folder, copy_of, edit):
     folder = copy_of(palette_folder)
 

@@ -108,6 +108,12 @@ def test_images_that_are_not_those_that_were_looked_at(output):
     assert states(output) == dict.fromkeys(range(4), "unreviewed")
 
 
+def test_a_file_that_is_nested_without_end_is_no_file_of_decisions(output, tmp_path):
+    (tmp_path / "deep.json").write_text('{"format": "ezigen-review/1", "more": ' + "[" * 1_000_000)
+    with pytest.raises(ConfigurationError, match="is not a file of decisions"):
+        apply_decisions(output, str(tmp_path / "deep.json"))
+
+
 @pytest.mark.parametrize(
     ("index", "changes", "message"),
     [

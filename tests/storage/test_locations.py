@@ -108,6 +108,31 @@ def test_links_are_followed_only_inside(locations, tree):
     assert code_of(lambda: locations.read_bytes("loop.png")) is ErrorCode.IMAGE_MISSING
 
 
+@pytest.mark.parametrize("swapped", ["sub", "sub/x.png"])
+def test_a_link_that_is_put_in_after_the_check_is_not_followed(locations, tree, monkeypatch, swapped):
+    (tree / "out/x.png").write_bytes(b"secret")
+    filesystem = locations.filesystem(locate(str(tree)))
+    look = filesystem.info
+
+    def swap(path):
+        found = look(path)
+        (tree / "in" / swapped).rename(tree / "in/moved")
+        (tree / "in" / swapped).symlink_to(tree / "out" / swapped.removeprefix("sub").lstrip("/"))
+        return found
+
+    monkeypatch.setattr(filesystem, "info", swap)
+    assert code_of(lambda: locations.read_bytes("sub/x.png")) is ErrorCode.IMAGE_MISSING
+    assert (tree / "in/sub/x.png").read_bytes() == b"secret"
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_that_is_put_in_after_the_check_is_not_waited_for(locations, tree, monkeypatch):
+    filesystem = locations.filesystem(locate(str(tree)))
+    os.mkfifo(tree / "in/pipe.png")
+    monkeypatch.setattr(filesystem, "info", lambda _: {"type": "file", "size": 10})
+    assert code_of(lambda: locations.read_bytes("pipe.png")) is ErrorCode.IMAGE_MISSING
+
+
 def test_a_root_that_is_a_link_is_a_root(tree):
     (tree / "link").symlink_to(tree / "in")
     locations = Locations(allowed_roots=(str(tree / "link"),), base_uri=str(tree / "link"))

@@ -160,6 +160,31 @@ def test_reading_pictures(s3_folder, put):
     assert code_of(lambda: elsewhere.read_bytes("s3://no-such-bucket/x.png")) is ErrorCode.IMAGE_MISSING
 
 
+def test_where_a_website_would_redirect_to_is_not_read(s3_folder, s3_server, put):
+    target = put("secret.png", b"no")
+    locations = Locations(allowed_roots=(f"{s3_folder}/p",), base_uri=f"{s3_folder}/p")
+    bucket, _, key = s3_folder.removeprefix("s3://").partition("/")
+    filesystem = locations.filesystem(locate(s3_folder))
+    elsewhere = target.replace("s3://", f"{s3_server.endpoint_url}/")
+    filesystem.call_s3(
+        "put_object", Bucket=bucket, Key=f"{key}/p/x.png", Body=b"own", WebsiteRedirectLocation=elsewhere
+    )
+    assert locations.read_bytes("x.png") == b"own"
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "endpoint_url"])
+def test_an_address_with_a_password_is_refused_without_showing_it(monkeypatch, name):
+    address = "http://user:hunter2@127.0.0.1:9"
+    given = {name: address} if name == "endpoint_url" else {}
+    if not given:
+        monkeypatch.setenv(name, address)
+    # Of its own: filesystems are kept by their options.
+    locations = Locations(storage_options={"key": f"key for {name}", **given})
+    with pytest.raises(ConfigurationError, match=f"{name}: .* no password") as raised:
+        locations.filesystem(locate("s3://tests/x.png"))
+    assert "hunter2" not in str(raised.value)
+
+
 def test_given_options_override_the_environment(s3_folder, s3_server, put, monkeypatch):
     put("x.png", b"data")
     for name in s3_server.environment:

@@ -75,7 +75,7 @@ def select_products(*, held_out: bool, folder: Path = PICTURES) -> list[Product]
 
 def load_cutout(product: Product, folder: Path = PICTURES, side: int = 96) -> Image.Image:
     """The product's picture, cropped to its visible part, centred on a transparent square of `side` pixels (RGBA)."""
-    with Image.open(folder / f"{product.code}.webp") as picture:
+    with Image.open(folder / f"{product.code}.webp", formats=("WEBP",)) as picture:
         cutout = picture.convert("RGBA")
     cutout = cutout.crop(cutout.getchannel("A").point(lambda a: 255 if a > 24 else 0).getbbox())
     scale = side / max(cutout.size)
