@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from tasks.storage.writing import write_atomic
 
 PAGE_PATH = "review.html"
 _SUBJECT_PX = 192
+_PARALLEL_READS = 8
 _SCRIPTS = ("elements.js", "keeping.js", "review.js")
 _STYLES = ("report.css", "work.css", "review.css")
 
@@ -120,19 +122,23 @@ def _below_mask(batch: pa.RecordBatch, below: Mapping[str, float]) -> pa.Array:
 
 
 def _collect(output: RunOutput, ledger: ResultsLedger, keys: list[str], side_px: int) -> _PageItems:
-    """Rows in the order of the keys, with their pictures made small one by one."""
+    """Rows in the order of the keys, with their pictures made small."""
     places, locations = {key: place for place, key in enumerate(keys)}, subject_locations(output)
     found: dict[int, tuple[ResultRow, list[str]]] = {}
     left_out: dict[int, tuple[str, str]] = {}
-    for row in _rows(ledger, keys):
+
+    def draw(row: ResultRow) -> None:
         place = places[row.item_key]
         try:
             image = to_page_uri(shrunk(_read_image(output, row), side_px))
         except ItemError as error:
             left_out[place] = (row.item_id, error.message)
-            continue
+            return
         subjects = [to_page_uri(shrunk(picture, _SUBJECT_PX)) for picture in _read_subjects(row, locations)]
         found[place] = (row, [image, *subjects])
+
+    with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="read-images") as pool:
+        list(pool.map(draw, _rows(ledger, keys)))
     items = _PageItems(left_out=dict(left_out[place] for place in sorted(left_out)))
     for number, place in enumerate(sorted(found)):
         row, (image, *subjects) = found[place]

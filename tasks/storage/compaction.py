@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tasks.storage.filesystems import with_retries
 from tasks.storage.output import RunOutput
-from tasks.storage.resolution import identify, resolve
+from tasks.storage.resolution import IDENTITY_COLUMNS, identify, resolve
 from tasks.storage.run_record import new_run_id
 from tasks.storage.shards import Shard
 from tasks.storage.writing import is_local, is_temporary
@@ -99,11 +99,14 @@ def _groups(shards: Sequence[Shard], target_bytes: int, min_shards: int) -> Iter
 
 
 def _merge(output: RunOutput, group: Sequence[Shard]) -> tuple[pa.Table, int]:
-    batches = [batch for _, batches in output.read_shards(group) for batch in batches]
-    table = pa.Table.from_batches(batches).combine_chunks()
+    table = pa.Table.from_batches([batch for _, batches in output.read_shards(group) for batch in batches])
     if not len(table):
         return table, 0
-    kept = resolve(identify(pa.Table.to_batches(table)[0]))
+    # Only what tells rows apart is copied: a merge holds up to a million rows.
+    (identities,) = table.select(IDENTITY_COLUMNS).combine_chunks().to_batches()
+    kept = resolve(identify(identities))
+    if len(kept) == len(table):
+        return table, 0
     kept.sort()
     return table.take(pa.array(kept)), len(table) - len(kept)
 
