@@ -98,7 +98,8 @@ def drive(notes: Path, arguments: list[str]) -> None:
 
     def run(*positional: Any, on_progress: Any, **options: Any) -> Any:
         def note(progress: Any) -> None:
-            (notes / "finished").write_text(str(progress.finished))
+            (notes / "finished.new").write_text(str(progress.finished))
+            (notes / "finished.new").replace(notes / "finished")  # never seen empty
             on_progress(progress)
 
         return run_catalog(*positional, on_progress=note, worker=SimulatedWorker, **options)

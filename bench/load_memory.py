@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 
 PERIOD_S = 1.0
-WARM_UP_SHARE = 0.2
-"""Of the items: caches fill and allocators find their size meanwhile."""
+STEADY = (0.2, 0.95)
+"""The part of the items that slopes are of: before it caches fill, after it workers end."""
 MIB = 2**20
 
 _NAMES = (("gcs_server", "Ray's GCS"), ("raylet", "Ray's raylet"), ("prefect server", "Prefect's server"))
@@ -82,10 +82,9 @@ class MemorySampler:
 
 
 def slopes(samples: Sequence[Sample]) -> dict[str, float]:
-    """MiB per 10,000 items, by process: least squares over the samples after the warm-up."""
+    """MiB per 10,000 items, by process: least squares over the samples of the steady part."""
     total = max((sample.finished for sample in samples), default=0)
-    # When the last item has ended the run is being tidied up: that is no longer part of the slope.
-    steady = [sample for sample in samples if WARM_UP_SHARE * total <= sample.finished < total]
+    steady = [sample for sample in samples if STEADY[0] * total <= sample.finished <= STEADY[1] * total]
     found: dict[str, float] = {}
     for name in sorted({name for sample in steady for name in sample.rss_mib}):
         points = [(sample.finished, sample.rss_mib[name]) for sample in steady if name in sample.rss_mib]
