@@ -1,12 +1,14 @@
 """A catalog run of many rows with a simulated engine: speed, memory, requests and sizes of everything around it.
 
     PYTHONPATH=. python bench/load.py [--rows 100000] [--pictures 40] [--s3] [--killed] [--save FILE.json]
+    PYTHONPATH=. python bench/load.py --rows 1000000 --at-rest
     PYTHONPATH=. python bench/load.py --draw FILE.json docs/images/load-memory.svg
 
 It runs `ezigen personalize` as people do: a real Prefect server, a real Ray, real workers and a real ledger. Only the
 networks are replaced by a few lines of arithmetic. Then the same command again, which finds nothing to do, and the
 commands that look at the output. --pictures 0 gives every row a picture of its own; --s3 stores into a SeaweedFS
-server; --killed kills the run with SIGKILL when half of it is done, and measures the run that continues it.
+server; --killed kills the run with SIGKILL when half of it is done, and measures the run that continues it. --at-rest
+makes no images: it writes what a finished run leaves, and measures what comes after it.
 """
 
 import argparse
@@ -23,22 +25,25 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lines import show
+from load_at_rest import write_finished
 from load_memory import MemorySampler, peaks, slopes, to_plain
+from load_plot import draw
 from PIL import Image
 
 from tasks.storage import Locations, RunOutput
+from tests.reports.browser import Browser
+from tests.s3_server import run_s3_server
 
-ROOT = Path(__file__).parent.parent
+DRIVER = Path(__file__).with_name("load_run.py")
 SCENES = ("on a beach", "in the snow", "on a wooden table", "in front of a brick wall", "under a christmas tree")
 PICTURE_PX = 256
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 _KINDS = ("images/", "results/", "report.html", "run.json", "review.html")
 
 
@@ -75,71 +80,6 @@ def _row(n: int, num_pictures: int) -> tuple[str, str, str, str]:
 # ---- the run, in a process of its own
 
 
-def drive(notes: Path, arguments: list[str]) -> None:
-    """`ezigen` with simulated workers; writes down what can only be seen from inside."""
-    import httpx
-
-    import flows.personalize_catalog
-    import tasks.catalog.run
-    import tasks.catalog.shard_writer
-    from flows.catalog_job import CatalogJob
-    from flows.command_line import main
-    from tests.run.light import LightEngine, LightWorker
-
-    class SimulatedWorker(LightWorker):
-        """A catalog worker whose networks take no time."""
-
-        def load_engine(self) -> LightEngine:
-            return LightEngine(seconds_per_item=0.0)
-
-    seconds: Counter[str] = Counter()
-    requests: Counter[str] = Counter()
-    run_catalog = tasks.catalog.run.run_catalog
-
-    def run(*positional: Any, on_progress: Any, **options: Any) -> Any:
-        def note(progress: Any) -> None:
-            (notes / "finished.new").write_text(str(progress.finished))
-            (notes / "finished.new").replace(notes / "finished")  # never seen empty
-            on_progress(progress)
-
-        return run_catalog(*positional, on_progress=note, worker=SimulatedWorker, **options)
-
-    def timed(name: str, function: Any) -> Any:
-        @functools.wraps(function)
-        def measured(*positional: Any, **options: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return function(*positional, **options)
-            finally:
-                seconds[name] += time.perf_counter() - started  # type: ignore[assignment]
-
-        return measured
-
-    def counted(send: Any) -> Any:
-        @functools.wraps(send)
-        def sent(client: Any, request: Any, **options: Any) -> Any:
-            requests[f"{request.method} {_ID.sub('ID', request.url.path)}"] += 1
-            return send(client, request, **options)
-
-        return sent
-
-    tasks.catalog.run.run_catalog = run
-    for module in (tasks.catalog.run, tasks.catalog.shard_writer):
-        module.compact_results = timed("compaction", module.compact_results)
-    for name, method in (("plan", "make_plan"), ("generate", "work"), ("report", "write_report")):
-        setattr(CatalogJob, method, timed(name, getattr(CatalogJob, method)))
-    flows.personalize_catalog.publish_results = timed("artifacts", flows.personalize_catalog.publish_results)
-    for client in (httpx.Client, httpx.AsyncClient):
-        client.send = counted(client.send)
-    sys.argv = ["ezigen", *arguments]
-    try:
-        main()
-    finally:
-        rounded = {name: round(value, 2) for name, value in seconds.items()}
-        facts = {"stage_s": rounded, "requests": dict(requests.most_common())}
-        (notes / "facts.json").write_text(json.dumps(facts))
-
-
 @dataclass
 class Place:
     """Where a run reads and writes, and the environment that reaches it."""
@@ -165,7 +105,7 @@ def run_once(place: Place, name: str, *, kill_after: int | None = None) -> dict[
     """One `ezigen personalize` and everything that is measured of it. kill_after: items after which it is killed."""
     notes = place.folder / f"notes-{name}"
     notes.mkdir()
-    command = [sys.executable, __file__, "--drive", str(notes), "personalize", place.catalog_uri, place.output_uri]
+    command = [sys.executable, str(DRIVER), str(notes), "personalize", place.catalog_uri, place.output_uri]
     before, started = _s3_requests(place), time.perf_counter()
     with (notes / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -227,10 +167,11 @@ def count_objects(place: Place) -> dict[str, dict[str, int]]:
         kind = next((kind for kind in _KINDS if relative.startswith(kind)), "other")
         folders[relative.rpartition("/")[0]] += 1
         kinds.setdefault(kind, Counter()).update({"number": 1, "bytes": int(entry["size"] or 0)})
-    return {**{kind: dict(counts) for kind, counts in sorted(kinds.items())}, "fullest folder": dict(number=max(folders.values()))}
+    fullest = {"number": max(folders.values(), default=0)}
+    return {**{kind: dict(counts) for kind, counts in sorted(kinds.items())}, "fullest folder": fullest}
 
 
-def time_commands(place: Place) -> dict[str, float]:
+def time_commands(place: Place, left_out: Collection[str] = ()) -> dict[str, float]:
     """Wall seconds of the commands that look at an output; the first says what starting `ezigen` costs."""
     commands = {
         "--help": ["--help"],
@@ -243,6 +184,8 @@ def time_commands(place: Place) -> dict[str, float]:
     }
     seconds = {}
     for name, arguments in commands.items():
+        if name in left_out:
+            continue
         started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "flows.command_line", *arguments],
@@ -257,8 +200,6 @@ def time_commands(place: Place) -> dict[str, float]:
 
 def open_page(place: Place, page: str) -> dict[str, float]:
     """Seconds until a page of the output has opened in Chromium, its elements, its script memory and its size."""
-    from tests.reports.browser import Browser
-
     path = place.folder / page
     path.write_bytes(place.output.read(page))
     with tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as browser:
@@ -284,8 +225,6 @@ def open_page(place: Place, page: str) -> dict[str, float]:
 @contextmanager
 def s3_place(folder: Path, catalog: Path) -> Iterator[Place]:
     """The catalog's folder and an output in a bucket of a SeaweedFS server."""
-    from tests.s3_server import run_s3_server
-
     data = folder / "s3"
     data.mkdir()
     with run_s3_server(data) as server:
@@ -314,13 +253,17 @@ def _s3_requests(place: Place) -> Counter[str]:
 
 def measure(place: Place, options: argparse.Namespace) -> dict[str, Any]:
     """The runs, then the output and the commands that look at it."""
-    runs = []
-    if options.killed:
+    runs, pages, left_out = [], ["report.html", "review.html"], set()
+    if options.at_rest:
+        write_finished(place.catalog_uri, place.output)
+        pages, left_out = ["report.html"], {"review create"}  # it shows images
+    elif options.killed:
         runs.append(run_once(place, "killed half-way", kill_after=options.rows // 2))
-    runs.append(run_once(place, "continued" if options.killed else "first"))
+        runs.append(run_once(place, "continued"))
+    else:
+        runs.append(run_once(place, "first"))
     runs.append(run_once(place, "repeated"))
-    commands = time_commands(place)
-    pages = {page: open_page(place, page) for page in ("report.html", "review.html")} if options.pages else {}
+    commands = time_commands(place, left_out)
     return {
         "rows": options.rows,
         "pictures": options.pictures or options.rows,
@@ -328,7 +271,7 @@ def measure(place: Place, options: argparse.Namespace) -> dict[str, Any]:
         "runs": runs,
         "objects": count_objects(place),
         "command_s": commands,
-        "pages": pages,
+        "pages": {page: open_page(place, page) for page in pages} if options.pages else {},
     }
 
 
@@ -341,32 +284,28 @@ def print_figures(figures: Mapping[str, Any]) -> None:
         print(json.dumps(shown, indent=1))
     for name in ("objects", "command_s", "pages"):
         print(name, json.dumps(figures[name], indent=1))
-    run = next(run for run in figures["runs"] if run["name"] in ("first", "continued"))
-    show(f"rows per second, {setting}", run["finished"] / run["stage_s"]["generate"], "1/s")
-    for name, slope in run["mib_per_10k_items"].items():
-        show(f"memory of {name}, {setting}", slope, "MiB per 10,000 rows")
-    repeated = figures["runs"][-1]["seconds"]
-    show(f"the same again, {setting}", repeated, "s", run["seconds"], wanted="seconds")
+    *_, run, repeated = [None, *figures["runs"]]
+    show(f"the same again, {setting}", repeated["seconds"], "s", run and run["seconds"], wanted="seconds")
+    if run is not None:
+        show(f"rows per second, {setting}", run["finished"] / run["stage_s"]["generate"], "1/s")
+        for name, slope in run["mib_per_10k_items"].items():
+            show(f"memory of {name}, {setting}", slope, "MiB per 10,000 rows", wanted="none")
 
 
 def main() -> None:
     """Writes a catalog, runs it, looks at what came of it."""
-    if sys.argv[1:2] == ["--drive"]:
-        drive(Path(sys.argv[2]), sys.argv[3:])
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--pictures", type=int, default=40)
     parser.add_argument("--s3", action="store_true")
     parser.add_argument("--killed", action="store_true")
+    parser.add_argument("--at-rest", action="store_true")
     parser.add_argument("--no-pages", dest="pages", action="store_false", help="Do without Chromium.")
     parser.add_argument("--save", type=Path, metavar="FILE.json")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="Keep everything there.")
     parser.add_argument("--draw", type=Path, nargs=2, metavar=("FILE.json", "FILE.svg"))
     options = parser.parse_args()
     if options.draw:
-        from load_plot import draw
-
         options.draw[1].write_text(draw(json.loads(options.draw[0].read_text())))
         return
     with ExitStack() as stack:
@@ -378,7 +317,7 @@ def main() -> None:
         place.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
             "PREFECT_HOME": str(place.prefect_home),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(DRIVER.parent.parent),
         }
         figures = measure(place, options)
     print_figures(figures)

@@ -36,13 +36,13 @@ def draw(figures: Mapping[str, Any]) -> str:
         f'<text x="{_LEFT}" y="24" font-weight="bold">{escape(title)}</text>',
         *plot.axes(),
         *(plot.line(name, minutes, values) for name, values in shown.items()),
-        *plot.labels({name: _describe(name, run, values) for name, values in shown.items()}, shown),
+        *plot.labels({name: _describe(name, run) for name in shown}, shown),
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _describe(name: str, run: Mapping[str, Any], values: np.ndarray) -> str:
+def _describe(name: str, run: Mapping[str, Any]) -> str:
     slope = run["mib_per_10k_items"].get(name)
     grows = "" if slope is None else f", {slope:+.1f} per 10,000"
     return f"{name}{grows}"

@@ -23,7 +23,7 @@ from tasks.reports.report import output_name
 from tasks.reports.selection import Smallest, rank_values
 from tasks.reports.wording import SCORE_NAMES
 from tasks.reviews.decisions import MAX_NOTE_CHARS, Reviews, review_mask
-from tasks.storage import Locations, ResultsLedger, RunOutput, locate
+from tasks.storage import ResultsLedger, RunOutput, locate
 from tasks.storage.writing import write_atomic
 
 PAGE_PATH = "review.html"
