@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
@@ -51,9 +52,9 @@ class MemorySampler:
         self._thread.join()
 
     def _sample_all(self) -> None:
-        seconds = 0.0
+        started = time.monotonic()
         while not self._ended.wait(PERIOD_S):
-            seconds += PERIOD_S
+            seconds = round(time.monotonic() - started, 1)
             with contextlib.suppress(psutil.NoSuchProcess):
                 driver = psutil.Process(self.pid)
                 self._sample(seconds, [driver, *driver.children(recursive=True)])
