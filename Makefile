@@ -8,7 +8,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup demo test fuzz lint types bench check audit sbom clean
+.PHONY: help setup demo test fuzz lint types bench load check audit sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -45,7 +45,10 @@ types: $(STAMP)  ## mypy, strict
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## speed, as ratios against a baseline of the same run
-	@for bench in $(filter-out bench/lines.py bench/shapes.py,$(wildcard bench/*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+	@for bench in $(filter-out bench/lines.py bench/shapes.py bench/load%.py,$(wildcard bench/*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+load: $(STAMP)  ## a catalog of 100,000 rows with a simulated engine, ten minutes
+	PYTHONPATH=. $(BIN)/python bench/load.py
 
 check: lint types test  ## what has to pass before a change is merged
 

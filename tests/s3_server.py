@@ -30,6 +30,8 @@ class S3Server:
 
     endpoint_url: str
     pid: int
+    metrics_url: str
+    """Where it counts requests, for Prometheus."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -59,14 +61,14 @@ class S3Server:
 @contextlib.contextmanager
 def run_s3_server(folder: Path) -> Iterator[S3Server]:
     """Starts SeaweedFS with its data in `folder`, waits until it answers, and stops it at the end."""
-    ports = _free_ports(8)
+    ports = _free_ports(9)
     config = folder / "s3.json"
     config.write_text(json.dumps(_identities()))
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(_command(folder, config, ports), stdout=log, stderr=log, start_new_session=True)
         try:
             _wait_until_ready(process, ports[0], folder / "server.log")
-            yield S3Server(f"http://127.0.0.1:{ports[0]}", process.pid)
+            yield S3Server(f"http://127.0.0.1:{ports[0]}", process.pid, f"http://127.0.0.1:{ports[-1]}/metrics")
         finally:
             _stop(process)
 
@@ -78,7 +80,7 @@ def _command(folder: Path, config: Path, ports: list[int]) -> list[str]:
     data = folder / "data"
     data.mkdir(exist_ok=True)
     names = ["s3.port", "s3.port.grpc", "master.port", "master.port.grpc"]
-    names += ["volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"]
+    names += ["volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc", "metricsPort"]
     options = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
     # Few volumes make the third bucket fail with InternalError.
     sizes = ["-master.volumeSizeLimitMB=256", "-volume.max=200"]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ezigen.config import ConfigurationError, ErrorCode, ItemError
-from ezigen.images import ImageFormat, Picture, decode_picture, encode_image, thumbnail_strip, tiled
+from ezigen.images import ImageFormat, Picture, encode_image, thumbnail_strip, tiled
 from ezigen.images.canvas import mark_edit
+from tasks.catalog.pictures import PictureReader
 from tasks.catalog.results import ResultRow, failed_row
 from tasks.catalog.rows import Item
 from tasks.catalog.stored_subjects import StoredSubjects
@@ -74,14 +75,18 @@ class ImageMaker:
         self._stored = stored
         self._submit = submit
         self._worker = worker
+        self._pictures = PictureReader(
+            settings.locations, max_side_px=settings.max_picture_side_px, max_pixels=settings.max_picture_pixels
+        )
         self._transfers = threading.BoundedSemaphore(_NUM_TRANSFERS)
         self._lock = threading.Lock()
         self._seconds: dict[str, float] = defaultdict(float)
 
     def counts(self) -> dict[str, float]:
-        """Seconds that the threads spent on seconds.read and seconds.store, beside the networks."""
+        """Seconds that the threads spent on seconds.read and seconds.store, beside the networks; see PictureReader."""
         with self._lock:
-            return {f"seconds.{part}": value for part, value in self._seconds.items()}
+            seconds = {f"seconds.{part}": value for part, value in self._seconds.items()}
+        return seconds | self._pictures.counts()
 
     def make(self, item: Item) -> ResultRow | None:
         """The item's row; the image of a done one is stored. None for one that was withdrawn.
@@ -128,7 +133,7 @@ class ImageMaker:
 
     def _read(self, item: Item) -> "tuple[tuple[Picture, ...], tuple[SubjectFeatures | None, ...], Edit | None]":
         """The subjects' pictures, what a feature store knows of them as they are, and what is edited."""
-        files = {uri: self._read_one(uri) for uri in dict.fromkeys(_uris(item))}
+        files = {uri: self._pictures.read(uri) for uri in dict.fromkeys(_uris(item))}
         pictures = {uri: picture for uri, (_, picture) in files.items()}
         subjects, edit = _subjects(item, pictures), _edit(item, pictures)
         if self._stored is None or item.row.subject_mask_uri:
@@ -138,19 +143,6 @@ class ImageMaker:
             return subjects, tuple(self._stored.find(files[uri][0], name) for uri, name in named), edit
         except ConfigurationError as error:  # a damaged store: its remedy is in the message
             raise ItemError(ErrorCode.STORAGE_ERROR, str(error)) from error
-
-    def _read_one(self, uri: str) -> tuple[bytes, Picture]:
-        settings = self._settings
-        try:
-            data = settings.locations.read_bytes(uri)
-            return data, decode_picture(
-                data, max_side_px=settings.max_picture_side_px, max_pixels=settings.max_picture_pixels
-            )
-        except ItemError as error:
-            raise ItemError(error.code, error.message if uri in error.message else f"{uri}: {error.message}") from error
-        except Exception as error:
-            logger.exception("reading %s failed in an unforeseen way", uri)
-            raise ItemError(ErrorCode.STORAGE_ERROR, f"{uri}: {_describe(error)}") from error
 
     # ---- images out
 

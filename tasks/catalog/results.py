@@ -1,7 +1,7 @@
 """The result row: what is stored about one item, and its Arrow schema."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -145,10 +145,8 @@ def from_batch(batch: pa.RecordBatch) -> Iterator[ResultRow]:
 
 
 def _to_plain(row: ResultRow) -> dict[str, Any]:
-    values = asdict(row)
-    values["scores"] = list(row.scores.items())
-    values["similarities"] = list(row.similarities)
-    return values
+    # Not `asdict`: it copies every value deeply, which took a third of the time of storing a row.
+    return {**vars(row), "scores": list(row.scores.items()), "similarities": list(row.similarities)}
 
 
 def _from_plain(values: dict[str, Any]) -> ResultRow:

@@ -253,6 +253,7 @@ class _Execution:
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=setup.max_concurrency,
+            enable_task_events=False,  # Ray's GCS would keep 3 KiB about every item, of up to 100,000 of them
         )
         return lambda name, num_slots: actor_class.remote(dataclasses.replace(setup, num_slots=num_slots), name)
 

@@ -5,15 +5,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ezigen.config import ConfigurationError, ErrorCode
 from tasks.storage import RunOutput, RunRecord
+from tasks.storage.compaction import is_merged
 from tasks.storage.holder import Holder
+from tasks.storage.keys import KeyTable, sort_order, words_from_hex
 from tasks.storage.lease import read_holder
 from tasks.storage.shards import Shard
 
 RATE_WINDOW = timedelta(minutes=5)
 """A rate is that of the last so many minutes."""
-_COLUMNS = ("status", "error_code", "finished_at", "worker")
+_COLUMNS = ("item_key", "run_id", "status", "error_code", "finished_at", "worker")
+_MAX_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -82,19 +89,34 @@ class _Tally:
     by_code: Counter[ErrorCode] = field(default_factory=Counter)
     recent: list[tuple[datetime, str]] = field(default_factory=list)
     """When results were made, and by which worker: those of the last RATE_WINDOW, and the last one."""
+    merged: KeyTable = field(default_factory=lambda: KeyTable(np.empty((0, 2), np.uint64)))
+    """The run's items in merged shards. A merge that was killed leaves its inputs behind, which repeat them."""
 
-    def add(self, status: str, code: str | None, finished_at: datetime, worker: str) -> None:
-        """One more row."""
-        self.done += status == "done"
-        self.failed += status != "done"
-        if code is not None and code in [*ErrorCode]:
-            self.by_code[ErrorCode(code)] += 1
-        if worker:  # refused rows have none: they cost no time
-            self.recent.append((finished_at, worker))
+    def add(self, batch: pa.RecordBatch, since: datetime, *, merged: bool) -> None:
+        """Rows that were not added before; those of other runs do not count. Merged shards come first."""
+        batch = batch.filter(pc.equal(batch.column("run_id"), self.run_id))
+        words = words_from_hex(batch.column("item_key"))
+        fresh = self.merged.find(words) < 0
+        batch = batch.filter(pa.array(fresh))
+        if merged:
+            words = np.concatenate([self.merged.words, words[fresh]])
+            self.merged = KeyTable(words[sort_order(words)])
+        failed = batch.filter(pc.not_equal(batch.column("status"), "done"))
+        self.done += len(batch) - len(failed)
+        self.failed += len(failed)
+        codes = Counter(failed.column("error_code").to_pylist())
+        self.by_code.update({ErrorCode(code): number for code, number in codes.items() if code in [*ErrorCode]})
+        self._add_recent(batch.filter(pc.not_equal(batch.column("worker"), "")), since)  # refused rows cost no time
+
+    def _add_recent(self, made: pa.RecordBatch, since: datetime) -> None:
+        if len(made):
+            times = made.column("finished_at")
+            made = made.filter(pc.greater_equal(times, min(since, pc.max(times).as_py())))
+            self.recent += zip(*(made.column(name).to_pylist() for name in ("finished_at", "worker")), strict=True)
 
 
 class StatusReader:
-    """Reads the status again and again; a shard of results is read once."""
+    """Reads the status again and again; a shard of results is read once, or once more after a merge."""
 
     def __init__(self, output: RunOutput) -> None:
         self._output = output
@@ -102,23 +124,35 @@ class StatusReader:
 
     def read(self, now: datetime | None = None) -> RunStatus:
         """How the last run on the output is doing. Raises ConfigurationError where there was none."""
+        now = now or datetime.now(UTC)
         holder = read_holder(self._output)  # before run.json: a run that ends meanwhile must not seem lost
         record = self._output.read_run()
         if record is None:
             raise ConfigurationError(f"{self._output.root_uri} holds no run (run.json); give the output of a run.")
         if record.run_id != self._tally.run_id:
             self._tally = _Tally(record.run_id)
-        self._read_rows()
-        return self._measure(record, holder, now or datetime.now(UTC))
+        for tries_left in reversed(range(_MAX_TRIES)):
+            try:
+                self._read_rows(now - RATE_WINDOW)
+                break
+            except FileNotFoundError:  # a merge replaced shards while they were read
+                self._tally = _Tally(record.run_id)
+                if not tries_left:
+                    raise
+        return self._measure(record, holder, now)
 
-    def _read_rows(self) -> None:
+    def _read_rows(self, since: datetime) -> None:
+        shards = self._output.list_results()
+        merged = [shard for shard in shards if is_merged(shard)]
+        if not self._tally.known.issuperset(merged):
+            self._tally = _Tally(self._tally.run_id)  # they hold rows that were counted before
         tally = self._tally
-        own = f"/{tally.run_id}-"  # shards are named by the run that wrote them
-        new = [shard for shard in self._output.list_results() if own in shard.path and shard not in tally.known]
+        own = f"/{tally.run_id}-"  # shards that are not merged are named by the run that wrote them
+        candidates = [*merged, *(shard for shard in shards if own in shard.path)]
+        new = [shard for shard in candidates if shard not in tally.known]
         for shard, batches in self._output.read_shards(new, _COLUMNS):
             for batch in batches:
-                for row in zip(*(batch.column(name).to_pylist() for name in _COLUMNS), strict=True):
-                    tally.add(*row)
+                tally.add(batch, since, merged=is_merged(shard))
             tally.known.add(shard)
 
     def _measure(self, record: RunRecord, holder: Holder | None, now: datetime) -> RunStatus:

@@ -1,8 +1,10 @@
 """The page on which people look at the images of a run and approve or reject them."""
 
+import functools
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +23,12 @@ from tasks.reports.report import output_name
 from tasks.reports.selection import Smallest, rank_values
 from tasks.reports.wording import SCORE_NAMES
 from tasks.reviews.decisions import MAX_NOTE_CHARS, Reviews, review_mask
-from tasks.storage import Locations, ResultsLedger, RunOutput, locate
+from tasks.storage import ResultsLedger, RunOutput, locate
 from tasks.storage.writing import write_atomic
 
 PAGE_PATH = "review.html"
 _SUBJECT_PX = 192
+_PARALLEL_READS = 8
 _SCRIPTS = ("elements.js", "keeping.js", "review.js")
 _STYLES = ("report.css", "work.css", "review.css")
 
@@ -120,19 +123,22 @@ def _below_mask(batch: pa.RecordBatch, below: Mapping[str, float]) -> pa.Array:
 
 
 def _collect(output: RunOutput, ledger: ResultsLedger, keys: list[str], side_px: int) -> _PageItems:
-    """Rows in the order of the keys, with their pictures made small one by one."""
-    places, locations = {key: place for place, key in enumerate(keys)}, subject_locations(output)
+    """Rows in the order of the keys, with their pictures made small."""
+    places, draw_subject = {key: place for place, key in enumerate(keys)}, _subject_drawer(output)
     found: dict[int, tuple[ResultRow, list[str]]] = {}
     left_out: dict[int, tuple[str, str]] = {}
-    for row in _rows(ledger, keys):
+
+    def draw(row: ResultRow) -> None:
         place = places[row.item_key]
         try:
             image = to_page_uri(shrunk(_read_image(output, row), side_px))
         except ItemError as error:
             left_out[place] = (row.item_id, error.message)
-            continue
-        subjects = [to_page_uri(shrunk(picture, _SUBJECT_PX)) for picture in _read_subjects(row, locations)]
-        found[place] = (row, [image, *subjects])
+            return
+        found[place] = (row, [image, *_draw_subjects(row, draw_subject)])
+
+    with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="read-images") as pool:
+        list(pool.map(draw, _rows(ledger, keys)))
     items = _PageItems(left_out=dict(left_out[place] for place in sorted(left_out)))
     for number, place in enumerate(sorted(found)):
         row, (image, *subjects) = found[place]
@@ -158,14 +164,28 @@ def _read_image(output: RunOutput, row: ResultRow) -> Image.Image:
     return decode_picture(data, min_side_px=1).rgb
 
 
-def _read_subjects(row: ResultRow, locations: Locations | None) -> list[Image.Image]:
+def _subject_drawer(output: RunOutput) -> Callable[[str], str] | None:
+    """Draws the picture at a row's location for the page; many rows share one. None where they cannot be read."""
+    locations = subject_locations(output)
+    if locations is None:
+        return None
+
+    @functools.lru_cache(maxsize=256)
+    def draw(uri: str) -> str:
+        return to_page_uri(shrunk(read_subject(uri, locations), _SUBJECT_PX))
+
+    return draw
+
+
+def _draw_subjects(row: ResultRow, draw: Callable[[str], str] | None) -> list[str]:
     """The subject's pictures, or what the preview strip has of them where they cannot be read from here."""
     try:
-        if locations is not None:
-            return [read_subject(uri, locations) for uri in split_uris(row.subject_uri)]
+        if draw is not None:
+            return [draw(uri) for uri in split_uris(row.subject_uri)]
     except ItemError:
         pass
-    return split_strip(row)[:1] if row.preview and row.preview_panels > 1 else []
+    shown = split_strip(row)[:1] if row.preview and row.preview_panels > 1 else []
+    return [to_page_uri(shrunk(picture, _SUBJECT_PX)) for picture in shown]
 
 
 # ---- the page

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from tasks.storage.filesystems import with_retries
 from tasks.storage.output import RunOutput
-from tasks.storage.resolution import identify, resolve
+from tasks.storage.resolution import IDENTITY_COLUMNS, identify, resolve
 from tasks.storage.run_record import new_run_id
 from tasks.storage.shards import Shard
 from tasks.storage.writing import is_local, is_temporary
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 TARGET_BYTES = 64 * 2**20
 MIN_SHARDS = 16
 LEFTOVER_AGE_S = 3600.0
+_MERGED = "merged"
+_PARALLEL_DELETES = 16
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,18 @@ def compact_results(
     for group in _groups(output.list_results(), target_bytes, min_shards):
         merged, num_dropped = _merge(output, group)
         check()
-        output.write_shard(f"{new_run_id()}-merged", 0, merged)
+        output.write_shard(f"{new_run_id()}-{_MERGED}", 0, merged)
         check()
         _delete(output, group)
         summary = CompactionSummary(
             summary.num_merged + len(group), summary.num_written + 1, summary.num_rows_dropped + num_dropped
         )
     return summary
+
+
+def is_merged(shard: Shard) -> bool:
+    """Whether a compaction wrote it: then its rows may be those of any run."""
+    return f"-{_MERGED}-" in shard.path.rpartition("/")[2]
 
 
 def remove_leftovers(output: RunOutput, older_than_s: float = LEFTOVER_AGE_S) -> int:
@@ -91,20 +99,28 @@ def _groups(shards: Sequence[Shard], target_bytes: int, min_shards: int) -> Iter
 
 
 def _merge(output: RunOutput, group: Sequence[Shard]) -> tuple[pa.Table, int]:
-    batches = [batch for _, batches in output.read_shards(group) for batch in batches]
-    table = pa.Table.from_batches(batches).combine_chunks()
+    table = pa.Table.from_batches([batch for _, batches in output.read_shards(group) for batch in batches])
     if not len(table):
         return table, 0
-    kept = resolve(identify(pa.Table.to_batches(table)[0]))
+    # Only what tells rows apart is copied: a merge holds up to a million rows.
+    (identities,) = table.select(IDENTITY_COLUMNS).combine_chunks().to_batches()
+    kept = resolve(identify(identities))
+    if len(kept) == len(table):
+        return table, 0
     kept.sort()
     return table.take(pa.array(kept)), len(table) - len(kept)
 
 
 def _delete(output: RunOutput, group: Sequence[Shard]) -> None:
     filesystem = output.filesystem
-    for shard in group:
+
+    def delete(shard: Shard) -> None:
         with contextlib.suppress(FileNotFoundError):
-            with_retries(lambda path=shard.path: filesystem.rm_file(path), f"deleting {shard.path}")  # type: ignore[misc]
+            with_retries(lambda: filesystem.rm_file(shard.path), f"deleting {shard.path}")
+
+    # One by one, a thousand of them would hold up the run for half a minute on an object store.
+    with ThreadPoolExecutor(_PARALLEL_DELETES, thread_name_prefix="delete-shards") as pool:
+        list(pool.map(delete, group))
 
 
 def _temporary_files(folder: Path) -> Iterator[Path]:

@@ -82,7 +82,8 @@ def _sources(filesystem: Any, shards: Sequence[Shard]) -> Iterator[tuple[Shard, 
 def _batches(open_source: Callable[[], Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows in the wanted schema; a column that an older version did not write is null."""
     with open_source() as source, pq.ParquetFile(source, pre_buffer=False) as file:
-        present = [name for name in schema.names if name in file.schema_arrow.names]
+        stored = set(file.schema_arrow.names)  # made anew by every look at it
+        present = [name for name in schema.names if name in stored]
         for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=present, use_threads=False):
             columns = [
                 batch.column(field.name).cast(field.type) if field.name in present else pa.nulls(len(batch), field.type)

@@ -85,6 +85,24 @@ def test_every_row_ends_with_a_result_row(tmp_path, caplog):
     assert [moment.finished for moment in seen] == sorted(moment.finished for moment in seen)
 
 
+@pytest.mark.filterwarnings("ignore:In the near future")
+def test_ray_remembers_nothing_about_items(tmp_path):
+    """Its GCS would grow with every one of them."""
+
+    @ray.remote
+    def remembered():
+        return None
+
+    def names():
+        return {event["cat"].removeprefix("task::") for event in ray.timeline()}
+
+    outcome = run(inputs(tmp_path, write_catalog(tmp_path, 60)), cluster=cluster())
+    assert outcome.done == 60
+    ray.get(remembered.remote())
+    wait_until(lambda: any("remembered" in name for name in names()), what="Ray's memory of a task")
+    assert not [name for name in names() if LightWorker.__name__ in name]
+
+
 def test_a_finished_run_does_nothing_until_failed_items_are_asked_for(tmp_path, monkeypatch):
     catalog = write_catalog(tmp_path, 6, subject_uri={2: "late.png"})
     run(inputs(tmp_path, catalog), cluster=cluster(num_workers=1))

@@ -14,7 +14,8 @@ from ezigen.config import ConfigurationError, ErrorCode
 from flows.command_line import app
 from flows.status_listing import watch_status
 from tasks.catalog.status import StatusReader
-from tasks.storage import Lease, RunOutput, RunRecord
+from tasks.storage import Lease, RunOutput, RunRecord, compact_results
+from tasks.storage.compaction import is_merged
 from tasks.storage.holder import Holder
 from tasks.storage.output import StoredImage
 from tests.evaluation.results import done_row
@@ -85,6 +86,42 @@ def test_a_shard_is_read_once(output):
     assert reader.read(NOW).done == 3
     output.write_run(replace(RECORD, run_id="next"))
     assert reader.read(NOW).done == 0
+
+
+def test_merged_rows_count_as_before_and_once(output):
+    reader = StatusReader(output)
+    store(output, 99, 5, 10, run="earlier")
+    for number in range(20):
+        store(output, number, 10, 20 + number)
+    store(output, 20, 30, code=ErrorCode.IMAGE_MISSING)
+    inputs = {shard.path: output.filesystem.cat_file(shard.path) for shard in output.list_results()}
+    before = reader.read(NOW)
+    assert (before.done, before.failed) == (40, 1)
+    compact_results(output, lambda: None)
+    assert [is_merged(shard) for shard in output.list_results()] == [True]
+    assert reader.read(NOW) == before
+    for path, data in list(inputs.items())[::2]:  # as a merge leaves it that is killed among its deletions
+        output.filesystem.pipe_file(path, data)
+    assert reader.read(NOW) == before
+    store(output, 21, 1)
+    for one in (reader, StatusReader(output)):
+        assert (one.read(NOW).done, one.read(NOW).failed) == (41, 1)
+
+
+def test_a_merge_under_the_reader_is_no_error(output, monkeypatch):
+    for number in range(20):
+        store(output, number, 10)
+    listing, shards = output.list_results, []
+
+    def list_then_merge():
+        shards.append(listing())
+        if len(shards) == 1:
+            compact_results(RunOutput(output.root_uri), lambda: None)
+        return shards[-1]
+
+    monkeypatch.setattr(output, "list_results", list_then_merge)
+    assert StatusReader(output).read(NOW).done == 20
+    assert [len(found) for found in shards] == [20, 1]
 
 
 def test_who_ended_without_a_word_is_lost(output):
