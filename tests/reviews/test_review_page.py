@@ -56,7 +56,8 @@ def exported(browser, folder: Path) -> Path:
     browser.downloads_to(folder)
     click(browser, "#export")
     deadline = time.monotonic() + 30
-    while not (files := list(folder.glob("*.json"))):
+    # Chromium makes an empty file first, and writes beside it.
+    while not (files := [file for file in folder.glob("*.json") if file.stat().st_size]):
         assert time.monotonic() < deadline, "no file was saved"
         time.sleep(0.03)
     return files[0]
