@@ -190,6 +190,9 @@ def try_fault(site: Site, fault: Fault, work: Work) -> Outcome:
     ended = run.state()
     assert ended.name in fault.ends, f"{ended.name}: {ended.message}"
     repeats, last = 0, run
+    if not ended.is_completed():  # what it stored on its way out is no recovery
+        before = run.num_stored()
+        recovered.clear()
     while not last.state().is_completed():
         repeats += 1
         assert repeats <= 2, f"{last.state().name}: {last.state().message}"
