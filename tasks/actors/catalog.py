@@ -17,6 +17,7 @@ from tasks.catalog.stored_subjects import SubjectSource
 from tasks.cluster.environment import SecretVariables
 from tasks.cluster.worker import Withdrawn
 from tasks.monitoring.logs import set_process_ids
+from tasks.storage.filesystems import be_patient
 from tasks.storage.traffic import TRAFFIC
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class CatalogWorker:
     def load(self) -> None:
         """Raises ConfigurationError if the model, the adapter or an encoder cannot be used."""
         started = time.perf_counter()
+        be_patient()
         self._log = LogBuffer(self.name)
         set_process_ids(run_id=self.setup.maker.run_id)
         self._log.attach()

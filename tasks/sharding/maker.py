@@ -19,7 +19,7 @@ from tasks.monitoring.logs import log_ids
 from tasks.sharding.board import MAX_DEATHS
 from tasks.sharding.report import ShardReport
 from tasks.sharding.work import ShardWork
-from tasks.storage.filesystems import describe_error
+from tasks.storage.filesystems import be_patient, describe_error
 from tasks.storage.traffic import TRAFFIC
 
 logger = logging.getLogger(__name__)
@@ -127,6 +127,7 @@ class ShardMaker:
         if not ray.get(self._board.worker_opens.remote(self._id)):
             return Answer(shard, "unfit", f"a worker died {MAX_DEATHS} times while it loaded what it needs.")
         self._secrets.apply()
+        be_patient()
         for tries_left in reversed(range(_OPEN_TRIES)):
             try:
                 self._work.open()

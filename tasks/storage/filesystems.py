@@ -47,6 +47,17 @@ _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 
 RETRY_DELAYS_S = (0.2, 0.6, 1.5, 4.0)
+"""Seconds between tries. Whoever waits for a person's command gives up after some seconds."""
+PATIENT_DELAYS_S = (8.0, 16.0, 32.0)
+"""What a worker waits beyond: there, giving up costs an item, and a store that is away for a minute comes back."""
+
+_is_patient = False
+
+
+def be_patient() -> None:
+    """For the processes of workers: trouble of storage is waited out for about a minute."""
+    global _is_patient  # noqa: PLW0603 - of the process, as its filesystems are
+    _is_patient = True
 
 
 def open_filesystem(scheme: str, options: Mapping[str, Any] | None = None) -> Any:
@@ -138,7 +149,7 @@ def with_retries(action: Callable[[], T], what: str) -> T:
     Raises StorageUnavailableError when it does not pass, PermissionError when access is denied, both naming `what`;
     everything else as it comes.
     """
-    for delay in (*RETRY_DELAYS_S, None):
+    for delay in (*RETRY_DELAYS_S, *(PATIENT_DELAYS_S if _is_patient else ()), None):
         try:
             return action()
         except Exception as error:

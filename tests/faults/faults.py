@@ -123,7 +123,7 @@ def start_second_run(run: Run) -> None:
     second = run.site.start(run.work, run.output_uri)
     state = second.wait_ended()
     assert state.is_failed(), state
-    assert "holds" in state.message or "held" in state.message, state.message
+    assert "in use by" in state.message, state.message
 
 
 def nothing(run: Run) -> None:

@@ -248,6 +248,22 @@ def test_writes_are_repeated_until_they_are_whole(s3_folder, faulty, make_row):
     assert len(list(output.read_result_rows())) == 1
 
 
+def test_a_worker_waits_out_what_others_give_up_on(s3_folder, faulty, put, monkeypatch):
+    monkeypatch.setattr(filesystems_module, "PATIENT_DELAYS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(filesystems_module, "_is_patient", False)
+    locations = Locations(allowed_roots=(s3_folder,), base_uri=s3_folder, storage_options={"endpoint_url": faulty.url})
+    put("x.png", b"picture")
+    faulty.always = "reset"
+    assert code_of(lambda: locations.read_bytes("x.png")) is ErrorCode.STORAGE_ERROR
+    num_impatient = faulty.num_requests
+    filesystems_module.be_patient()
+    faulty.num_requests = 0
+    assert code_of(lambda: locations.read_bytes("x.png")) is ErrorCode.STORAGE_ERROR
+    assert faulty.num_requests >= num_impatient + 3
+    faulty.always, faulty.faults = None, deque(["reset"] * num_impatient)
+    assert locations.read_bytes("x.png") == b"picture"
+
+
 def test_a_server_that_is_away_is_named(s3_folder, make_row, monkeypatch):
     monkeypatch.setattr(filesystems_module, "RETRY_DELAYS_S", ())
     locations = Locations(storage_options={"endpoint_url": "http://127.0.0.1:9"})
