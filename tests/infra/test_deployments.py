@@ -46,7 +46,10 @@ def test_every_run_starts_where_the_image_has_the_code():
     assert f" EZIGEN_CODE={workdir} " in dockerfile
     for deployment in deployments("infra/prefect.yaml").values():
         ((step, arguments),) = deployment["pull"][0].items()
-        assert (step, arguments) == ("prefect.deployments.steps.set_working_directory", {"directory": "{{ $EZIGEN_CODE }}"})
+        assert (step, arguments) == (
+            "prefect.deployments.steps.set_working_directory",
+            {"directory": "{{ $EZIGEN_CODE }}"},
+        )
 
 
 def test_every_run_works_on_the_shared_cluster():
