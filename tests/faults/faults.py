@@ -12,7 +12,8 @@ from prefect.states import Cancelling
 
 from flows.stack.parts import alive_nodes
 from flows.stack.settings import find_program
-from tests.faults.site import GONE_WITHIN_S, Run, Site, Work, find_processes, kill, new_output, wait_until
+from tests.faults.site import GONE_WITHIN_S, Run, Site, Work, find_processes, kill, wait_until
+from tests.faults.works import ShiftedClockWork, SmallDiskWork
 
 DOWN_S = 60.0
 
@@ -126,6 +127,23 @@ def start_second_run(run: Run) -> None:
     assert "in use by" in state.message, state.message
 
 
+def fill_disk(run: Run) -> None:
+    """It fills by itself; then the run fails, and somebody makes it larger."""
+    run.wait_ended(400)
+    assert isinstance(run.work, SmallDiskWork)
+    run.work.grow(run.output_uri)
+
+
+def shift_clock(offset: str) -> Callable[[Run], None]:
+    """As a time server does that puts a machine's clock right."""
+
+    def inject(run: Run) -> None:
+        assert isinstance(run.work, ShiftedClockWork)
+        run.work.set(offset)
+
+    return inject
+
+
 def nothing(run: Run) -> None:
     """What happens is in the catalog."""
 
@@ -148,6 +166,9 @@ FAULTS = [
     Fault("S3 flips bits on the way in for 10 s", misbehave("flip", 10)),
     Fault("S3 refuses the keys for 10 s", misbehave("403", 10), ("Completed", "Failed"), works=("catalog",)),
     Fault("two runs on one output", start_second_run),
+    Fault("the output's disk is full", fill_disk, ("Failed",), works=("catalog on a disk",)),
+    Fault("the driver's clock jumps ahead by 10 min", shift_clock("+10m"), works=("catalog with a clock",)),
+    Fault("the driver's clock jumps back by 20 min", shift_clock("-10m"), works=("catalog with a clock",)),
     Fault("an item that takes its worker along (out of memory)", nothing, works=("poisoned catalog",)),
 ]
 
@@ -173,7 +194,7 @@ def try_fault(site: Site, fault: Fault, work: Work) -> Outcome:
     not end as it should.
     """
     site.wait_healthy()
-    run = site.start(work, new_output())
+    run = site.start(work, work.new_output(site))
     run.wait_stored(work.inject_at)
     fault.inject(run)
     began, before = time.monotonic(), run.num_stored()
@@ -197,7 +218,7 @@ def try_fault(site: Site, fault: Fault, work: Work) -> Outcome:
         repeats += 1
         assert repeats <= 2, f"{last.state().name}: {last.state().message}"
         site.wait_healthy()
-        last = site.start(work, run.output_uri)
+        last = site.start(work, run.output_uri, again=True)
         last.wait_stored(min(before + 1, work.whole), 300)
         if not recovered:
             recovered.append(time.monotonic() - began)

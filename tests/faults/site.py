@@ -5,9 +5,10 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -53,12 +54,14 @@ class Site:
         """The same as a filesystem."""
         return open_filesystem("s3", self.stack.storage_options)
 
-    def start(self, work: "Work", output_uri: str) -> "Run":
-        """A run of a kind of work, given to the stack's Prefect worker; its S3 is the proxy."""
+    def start(self, work: "Work", output_uri: str, *, again: bool = False) -> "Run":
+        """A run of a kind of work, given to the stack's Prefect worker; its S3 is the proxy. again: after one that did
+        not complete.
+        """
         deployment = self.client.read_deployment_by_name(f"{work.flow}/{DEPLOYMENT}")
-        variables = {"env": {"AWS_ENDPOINT_URL": self.proxy.url}}
+        variables = {"env": {"AWS_ENDPOINT_URL": self.proxy.url, **work.environment}}
         run = self.client.create_flow_run_from_deployment(
-            deployment.id, parameters=work.parameters(self, output_uri), job_variables=variables
+            deployment.id, parameters=work.parameters(self, output_uri, again=again), job_variables=variables
         )
         return Run(self, work, UUID(str(run.id)), output_uri)
 
@@ -75,9 +78,15 @@ class Work(ABC):
     """How much is stored when a fault happens."""
     whole: int
     """How much is stored in the end."""
+    environment: Mapping[str, str] = MappingProxyType({})
+    """Of the process that drives the run."""
+
+    def new_output(self, site: Site) -> str:
+        """A place that nothing was written to: in the bucket."""
+        return f"s3://{BUCKET}/outputs/fault-{uuid4().hex[:12]}"
 
     @abstractmethod
-    def parameters(self, site: Site, output_uri: str) -> dict[str, Any]:
+    def parameters(self, site: Site, output_uri: str, *, again: bool = False) -> dict[str, Any]:
         """Of the flow."""
 
     @abstractmethod
@@ -163,11 +172,6 @@ def find_processes(site: Site, title: str) -> list[psutil.Process]:
 def kill(process: psutil.Process, number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         os.kill(process.pid, number)
-
-
-def new_output() -> str:
-    """A place in the bucket that nothing was written to."""
-    return f"s3://{BUCKET}/outputs/fault-{uuid4().hex[:12]}"
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float) -> float:

@@ -1,8 +1,12 @@
 """The kinds of runs that faults happen to: a catalog, subject features, training."""
 
 import hashlib
+import os
+import subprocess
+import tempfile
 from collections import Counter
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -33,7 +37,7 @@ class CatalogWork(Work):
     def __init__(self, num_items: int = 160, prompts: dict[int, str] | None = None, failed: int = 0) -> None:
         self.whole, self.prompts, self.failed = num_items, prompts, failed
 
-    def parameters(self, site: Site, output_uri: str) -> dict[str, Any]:
+    def parameters(self, site: Site, output_uri: str, *, again: bool = False) -> dict[str, Any]:
         name = f"{self.whole}-{len(self.prompts or ())}"
         catalog = f"{BUCKET}/faults/{name}/catalog.csv"
         if not site.filesystem.exists(catalog):
@@ -41,7 +45,7 @@ class CatalogWork(Work):
                 site.filesystem.pipe_file(f"{BUCKET}/faults/{name}/{file.name}", file.read_bytes())
         pool = {"num_slots": 2, "num_ahead": 1, "shard_size": 4, "flush_interval_s": 0.5, "grace_period_s": 10}
         return {
-            "inputs": {"catalog_uri": f"s3://{catalog}", "output_uri": output_uri},
+            "inputs": {"catalog_uri": f"s3://{catalog}", "output_uri": output_uri, "retry_failed": again},
             "model": {"model": "mini"},
             "cluster": on(site, **pool),
         }
@@ -56,15 +60,56 @@ class CatalogWork(Work):
         output = RunOutput(output_uri, site.locations)
         done = [row for row in ResultsLedger(output).rows() if row.status == "done"]
         stored = Counter(row.item_key for row in output.read_result_rows() if row.status == "done")
-        root = output.root.path
-        objects = {path.removeprefix(f"{root}/") for path in site.filesystem.find(root)}
+        root, filesystem = output.root.path, output.filesystem
+        objects = {path.removeprefix(f"{root}/") for path in filesystem.find(root)}
         there = [row for row in done if row.image_uri in objects]
         return Damage(
             lost=self.whole - self.failed - len(there),
             duplicated=stored.total() - len(stored),
-            damaged=sum(not is_whole(site.filesystem.cat_file(f"{root}/{row.image_uri}"), row) for row in there),
+            damaged=sum(not is_whole(filesystem.cat_file(f"{root}/{row.image_uri}"), row) for row in there),
             left_over=sum(".partial" in path for path in objects),
         )
+
+
+class SmallDiskWork(CatalogWork):
+    """A catalog whose output is a disk of its own, which is full before it is done. Mounting one takes root."""
+
+    name = "catalog on a disk"
+
+    def new_output(self, site: Site) -> str:
+        folder = site.folder / f"disk-{len(list(site.folder.glob('disk-*')))}"
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], check=True)
+        return str(folder)
+
+    def grow(self, output_uri: str) -> None:
+        """Makes the disk large enough."""
+        subprocess.run(["mount", "-o", "remount,size=50m", output_uri], check=True)
+
+
+class ShiftedClockWork(CatalogWork):
+    """A catalog whose driver has a clock that a file sets, by Debian's libfaketime."""
+
+    name = "catalog with a clock"
+    LIBRARY = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.clock = folder / "clock"
+        self.set("+0")
+
+    def set(self, offset: str) -> None:
+        """Such as +10m."""
+        self.clock.write_text(f"{offset}\n")
+
+    @property
+    def environment(self) -> dict[str, str]:  # type: ignore[override]
+        return {
+            "LD_PRELOAD": str(self.LIBRARY),
+            "FAKETIME_TIMESTAMP_FILE": str(self.clock),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
 
 
 def is_whole(data: bytes, row: ResultRow) -> bool:
@@ -125,7 +170,7 @@ class FeatureWork(TinyWork):
     whole = num_pairs // pairs_per_shard
     _OF_THE_RUN = ("run.json", "lease.json", "plan.parquet")
 
-    def parameters(self, site: Site, output_uri: str) -> dict[str, Any]:
+    def parameters(self, site: Site, output_uri: str, *, again: bool = False) -> dict[str, Any]:
         return {
             "inputs": {"pairs_uri": self.pairs(site), "output_uri": output_uri},
             "model": self.model(site),
@@ -158,7 +203,7 @@ class TrainingWork(TinyWork):
     num_pairs, pairs_per_shard = 20, 10
     whole, inject_at = 240, 40
 
-    def parameters(self, site: Site, output_uri: str) -> dict[str, Any]:
+    def parameters(self, site: Site, output_uri: str, *, again: bool = False) -> dict[str, Any]:
         optimizer = CONFIG["optimizer"].model_dump(mode="json")
         return {
             "inputs": {
@@ -216,3 +261,7 @@ WORKS: dict[str, Work] = {
     "features": FeatureWork(),
     "training": TrainingWork(),
 }
+if os.geteuid() == 0:
+    WORKS["catalog on a disk"] = SmallDiskWork()
+if ShiftedClockWork.LIBRARY.exists():
+    WORKS["catalog with a clock"] = ShiftedClockWork(Path(tempfile.mkdtemp(prefix="ezigen-clock-")))

@@ -41,7 +41,7 @@ class Reader(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         self._within = tag
 
-    def handle_endtag(self, tag):  # noqa: ARG002
+    def handle_endtag(self, tag):
         self._within = ""
 
     def handle_data(self, data):

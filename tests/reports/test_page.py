@@ -38,7 +38,7 @@ class Page(HTMLParser):
         self.tags.append((tag, values))
         self._open = str(values.get("id") or tag) if tag in ("script", "style") else ""
 
-    def handle_endtag(self, tag):  # noqa: ARG002
+    def handle_endtag(self, tag):
         self._open = ""
 
     def handle_data(self, data):
