@@ -19,9 +19,9 @@ from ezigen.config import ConfigurationError
 from flows.stack.parts import Part
 from flows.stack.settings import MARK, ROOT, Stack, write_privately
 
-START_TIMEOUT_S = 180.0
-MAX_STARTS = 4
-"""Of a part that never becomes healthy."""
+START_TIMEOUT_S = 300.0
+MAX_STARTS = 8
+"""Of a part that never becomes healthy. Ray gives up its own start after 15 s, which a busy machine may need often."""
 POLL_S = 0.25
 LOG_BYTES = "20MB"
 _LOST_TIMEOUT_S = 10.0
