@@ -1,8 +1,8 @@
 """Which item goes to which worker, and what a worker's end means: decisions alone, without Ray and without a clock.
 
-A pool asks `plan_starts`, `plan_assignments`, `plan_withdrawals` and `plan_kills` what to do, and reports what
-happened. Every item that was read ends exactly once: with a result (`item_done`), as a `Condemned`, or not at all when
-the run stops.
+A pool asks `plan_starts`, `plan_assignments`, `plan_withdrawals`, `plan_retirements` and `plan_kills` what to do, and
+reports what happened. Every item that was read ends exactly once: with a result (`item_done`), as a `Condemned`, or
+not at all when the run stops.
 
 Who is to blame when a worker dies. It works on many items at a time and reads others ahead, so everything that it held
 is under suspicion. Suspects run alone, on a worker that holds nothing else: only what happens there proves anything. An
@@ -58,6 +58,8 @@ class PoolLimits:
     max_losses: int = 3
     """Nobody's-fault losses after which an item is suspected all the same: it may be what takes the node down."""
     max_failed_starts: int = 3
+    retire_after_s: float = 10.0
+    """How long a worker may hold its GPU when nothing is left for it."""
     read_ahead: int = 1024
     """Items that wait in the planner, where those that share work find each other."""
 
@@ -198,6 +200,21 @@ class ItemPlanner(Generic[ItemT]):
                 break
         return planned
 
+    def plan_retirements(self, now: float) -> list[int]:
+        """Workers for which nothing is left, for a while now: loading or idle, while others finish what they hold.
+
+        Their GPUs are free for other runs, and nodes that an autoscaler added for them can go. Should a mate die after
+        that, a new worker starts for what it held. The caller ends them and reports `worker_retired`.
+        """
+        if self.num_waiting or not self._waiting.exhausted or any(w.num_excess for w in self._workers.values()):
+            return []
+        since = now - self.limits.retire_after_s
+        return [
+            number
+            for number, worker in self._workers.items()
+            if not worker.held and not worker.num_asked_back and max(worker.started_at, worker.quiet_since) < since
+        ]
+
     def plan_kills(self, now: float) -> list[int]:
         """Workers that are over their time. The caller ends them and reports `worker_lost(TIMED_OUT)`."""
         return [number for number, worker in self._workers.items() if now > self._deadline(worker)]
@@ -215,6 +232,10 @@ class ItemPlanner(Generic[ItemT]):
         self._workers[number].ready = True
         self._ever_ready = True
         self._failed_starts = 0
+
+    def worker_retired(self, number: int) -> None:
+        """A worker for which nothing was left has been ended."""
+        del self._workers[number]
 
     def worker_refused(self, number: int, message: str, now: float) -> None:
         """A worker says that it can never start: wrong everywhere, unless others of its kind did start."""

@@ -127,6 +127,7 @@ class ActorPool(Generic[ItemT, ResultT]):
                 self._send_out()
                 yield from self._collect(_TICK_S)
                 yield from self._end_overdue()
+                self._retire()
                 self._obey_stop()
                 yield Tick()
         except PoolFailed as error:
@@ -233,6 +234,12 @@ class ActorPool(Generic[ItemT, ResultT]):
         self._forget(worker)
         self.planner.worker_refused(worker, str(cause), now)
         self._refusal = None
+
+    def _retire(self) -> None:
+        for worker in self.planner.plan_retirements(time.monotonic()):
+            logger.info("%s is ended: nothing is left for it", _name(worker))
+            self._forget(worker)
+            self.planner.worker_retired(worker)
 
     # ---- losing
 

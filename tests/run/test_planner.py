@@ -83,6 +83,7 @@ class World:
             self.send()
             self.ask_back()
             self.check()
+            self.retire()
             self.happen()
         raise AssertionError("the pool does not come to an end")
 
@@ -163,6 +164,14 @@ class World:
             self.done.append(ticket.item)
         self.fill(worker)
 
+    def retire(self) -> None:
+        for worker in self.planner.plan_retirements(self.now):
+            assert not self.begun[worker] + self.ahead[worker]
+            assert not self.planner.num_waiting
+            del self.begun[worker], self.ahead[worker], self.slots[worker]
+            self.planner.worker_retired(worker)
+            assert not self.planner.plan_starts(self.now)
+
     def lose(self, worker: int, loss: Loss) -> None:
         del self.begun[worker], self.ahead[worker], self.slots[worker]
         self.giving_back = {ticket: number for ticket, number in self.giving_back.items() if number != worker}
@@ -171,6 +180,33 @@ class World:
 
     def ended(self) -> Counter:
         return Counter(self.done + [each.ticket.item for each in self.condemned])
+
+
+def test_a_worker_for_which_nothing_is_left_gives_its_place_back():
+    planner = ItemPlanner(range(3), limits(num_slots=2, num_ahead=0, retire_after_s=5.0))
+    first, second = start_all(planner)
+    given = assign(planner)
+    assert sorted(map(len, given.values())) == [1, 2]
+    idle, busy = (first, second) if len(given[first]) == 1 else (second, first)
+    finish(planner, idle, 1, now=100.0)
+    assert planner.plan_retirements(104.0) == []
+    assert planner.plan_retirements(106.0) == [idle]
+    planner.worker_retired(idle)
+    assert planner.plan_starts(106.0) == []
+    # Its mate dies: what that held needs a worker again.
+    planner.worker_lost(busy, Loss.DIED, "gone", 107.0)
+    assert len(planner.plan_starts(107.0)) == 2
+
+
+def test_nobody_is_sent_away_while_items_wait_or_may_come():
+    def endless():
+        yield from range(4)
+        raise AssertionError("read too far")
+
+    planner = ItemPlanner(endless(), limits(num_slots=1, num_ahead=0, read_ahead=1, retire_after_s=0.0))
+    start_all(planner)
+    assign(planner)
+    assert planner.plan_retirements(1e6) == []
 
 
 # Fewer bad items than deaths in a row that a pool of one worker bears.

@@ -151,6 +151,19 @@ def test_items_of_a_group_meet_and_what_is_ahead_moves_to_free_slots(pool):
     assert quick[0] in slow  # later it did some of the slow ones
 
 
+def test_a_worker_without_work_gives_its_place_back_before_the_end(pool):
+    """While one item goes on, the other worker's core is free for other runs."""
+    seen = []
+    running = pool.make(["0:sleep4", "1:"], num_slots=1, num_ahead=0, retire_after_s=1.0)
+    for event in running.run():
+        pool.ended.add(event)
+        seen.append((running.planner.num_ready, sum(is_alive(pid) for pid in pool.diary.pids())))
+    assert pool.ended.items() == Counter(["0:sleep4", "1:"])
+    assert (2, 2) in seen
+    assert (1, 1) in seen
+    assert running.num_lost == 0
+
+
 def test_an_item_that_hangs_is_timed_out_alone(pool):
     items = numbers(7)
     items[2] = "2:sleep60"
