@@ -5,11 +5,13 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, Self
 
+from ezigen import __version__
 from ezigen.config import ConfigurationError
 
 FORMAT = 1
@@ -93,6 +95,17 @@ class Stack:
         write_privately(self.folder / "environment", "".join(lines))
 
     @property
+    def version(self) -> str:
+        """The commit of the checkout, or the project's version without git."""
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--tags"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout.strip() or __version__
+
+    @property
     def ray_folder(self) -> Path:
         """Where Ray keeps its sockets, whose names may have no more than 107 bytes: never in a deep folder."""
         return Path(tempfile.gettempdir()) / f"ezigen-ray-{self.ports['ray']}"
@@ -130,6 +143,7 @@ class Stack:
             "EZIGEN_ROOT_URI": f"s3://{BUCKET}",
             "EZIGEN_ACCELERATOR": "auto",
             "EZIGEN_CODE": str(ROOT),
+            "EZIGEN_VERSION": self.version,
             "PREFECT_API_URL": self.api_url,
             "PREFECT_API_AUTH_STRING": self.auth_string,
             "PREFECT_HOME": str(self.folder / "prefect"),

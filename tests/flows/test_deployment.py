@@ -52,6 +52,12 @@ def deployed(prefect_server: Server) -> Server:
     return prefect_server
 
 
+def commit() -> str:
+    """The version of what is deployed from here."""
+    command = ["git", "describe", "--always", "--dirty", "--tags"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def read_written(name: str) -> dict:
     """The deployment of that name in prefect.yaml."""
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -69,6 +75,7 @@ def test_every_key_of_the_file_reaches_the_server(deployed, name):
     schedules = written.pop("schedules")
     pool = written.pop("work_pool")
     assert flow.name == NAMES[name].partition("/")[0]
+    assert (written.pop("version"), stored.version) == ("{{ commit.stdout }}", commit())
     assert {key: getattr(stored, key) for key in written} == written
     assert stored.global_concurrency_limit.limit == limit
     assert stored.concurrency_options.collision_strategy.value == strategy
@@ -236,6 +243,7 @@ def test_a_stopped_driver_keeps_what_its_runs_have_done(tmp_path, deployed: Serv
 
 SETTINGS = {
     "EZIGEN_CODE": str(ROOT),
+    "EZIGEN_VERSION": "v1-test",
     "EZIGEN_RAY_ADDRESS": "ezigen-head-svc:6379",
     "EZIGEN_ROOT_URI": "s3://shop",
     "EZIGEN_ACCELERATOR": "gpu",
@@ -271,6 +279,7 @@ def test_the_server_has_the_file_of_a_shared_cluster_with_the_settings_put_in(sh
     assert stored.parameters == written["parameters"]
     assert stored.pull_steps == written["pull"]
     assert stored.entrypoint == written["entrypoint"]
+    assert stored.version == "v1-test"
     assert stored.work_pool_name == written["work_pool"]["name"]
     assert stored.job_variables == written["work_pool"]["job_variables"]
     assert [schedule.active for schedule in stored.schedules] == [False] * len(written["schedules"])

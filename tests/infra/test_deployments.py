@@ -9,7 +9,7 @@ import yaml
 from tests.infra.built import INFRA, OVERLAYS, ROOT, argument, build, constraints, one, project_version, the_pod
 from tests.infra.test_compose import services
 
-SAME = ("entrypoint", "version", "tags", "enforce_parameter_schema", "concurrency_limit", "schedules", "work_pool")
+SAME = ("entrypoint", "tags", "enforce_parameter_schema", "concurrency_limit", "schedules", "work_pool")
 """What a shared cluster changes nothing about."""
 
 
@@ -23,7 +23,10 @@ def deployments(name: str) -> dict[str, dict[str, Any]]:
 
 def variables() -> set[str]:
     """What the file takes from a driver's environment, beside what every image has."""
-    return set(re.findall(r"{{ \$(\w+) }}", (INFRA / "prefect.yaml").read_text("utf-8"))) - {"EZIGEN_CODE"}
+    return set(re.findall(r"{{ \$(\w+) }}", (INFRA / "prefect.yaml").read_text("utf-8"))) - {
+        "EZIGEN_CODE",
+        "EZIGEN_VERSION",
+    }
 
 
 def test_both_files_have_the_same_deployments():
@@ -34,16 +37,20 @@ def test_both_files_have_the_same_deployments():
         assert set(deployment) - set(here[name]) == {"pull"}
 
 
-def test_versions_are_the_projects():
-    for name in ("prefect.yaml", "infra/prefect.yaml"):
+def test_versions_are_the_commits_and_prefect_s():
+    for name, version in (("prefect.yaml", "{{ commit.stdout }}"), ("infra/prefect.yaml", "{{ $EZIGEN_VERSION }}")):
         assert read(name)["prefect-version"] == constraints()["prefect"]
-        assert {d["version"] for d in deployments(name).values()} == {project_version()}
+        assert {d["version"] for d in deployments(name).values()} == {version}
+    (step,) = read("prefect.yaml")["build"]
+    assert f"|| echo {project_version()}" in step["prefect.deployments.steps.run_shell_script"]["script"]
+    assert f"ARG VERSION={project_version()}\n" in (INFRA / "images/Dockerfile").read_text("utf-8")
 
 
 def test_every_run_starts_where_the_image_has_the_code():
     dockerfile = (INFRA / "images/Dockerfile").read_text("utf-8")
     (workdir,) = set(re.findall(r"^WORKDIR (\S+)", dockerfile, re.MULTILINE))
     assert f" EZIGEN_CODE={workdir} " in dockerfile
+    assert " EZIGEN_VERSION=${VERSION} " in dockerfile
     for deployment in deployments("infra/prefect.yaml").values():
         ((step, arguments),) = deployment["pull"][0].items()
         assert (step, arguments) == (
