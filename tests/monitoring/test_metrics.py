@@ -29,7 +29,7 @@ from tests.run.light import DoomedWorker, LightEngine
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_address")]
 
-EXPORT_S = 30.0
+EXPORT_S = 60.0
 """Ray's processes tell their numbers every 10 s; a busy machine needs longer."""
 NUM_ITEMS = 16
 VALUES = {"$flow": ".*", "$run": ".*", "$session": ".*", "$price": "2.5", "$__rate_interval": "2m"}
@@ -57,9 +57,9 @@ class CountingWorker(DoomedWorker):
 
 
 def make_images(folder, num_items: int, **cells) -> None:
-    """A run called tonight, like the one of every other night."""
+    """A run of one name, night after night: one of these tests alone, as others count on the same Ray."""
     catalog = write_catalog(folder, num_items, **cells)
-    inputs = CatalogInputs(catalog_uri=str(catalog), output_uri=str(folder / "tonight"), max_failed_share=1)
+    inputs = CatalogInputs(catalog_uri=str(catalog), output_uri=str(folder / "monitored-catalog"), max_failed_share=1)
     address = ray.get_runtime_context().gcs_address
     run(
         inputs,
@@ -71,7 +71,7 @@ def make_images(folder, num_items: int, **cells) -> None:
 def make_shards(rows: int) -> None:
     """What a run over shards tells, without the shards."""
     meter = ShardMeter("pairs", 100, 10, None)
-    metrics = ShardMetrics("build_pairs", "pairs", meter, run_id="1")
+    metrics = ShardMetrics("build_pairs", "monitored-pairs", meter, run_id="1")
     report = ShardReport("r0-00000", rows=rows, refused={"too_small": 2}, seconds=3.0)
     with metrics.working("cpu"):
         metrics.worker_counted({"seconds.load": 1.0, "storage_bytes.read": 5.0})
@@ -83,7 +83,10 @@ def make_shards(rows: int) -> None:
 def train(samples: int) -> None:
     """What a training run tells of two groups of workers, without the training."""
     plan = SimpleNamespace(
-        run="products-1", num_steps=100, config=SimpleNamespace(batch_size=4), model=SimpleNamespace(model="mini")
+        run="monitored-adapter",
+        num_steps=100,
+        config=SimpleNamespace(batch_size=4),
+        model=SimpleNamespace(model="mini"),
     )
     metrics = TrainingMetrics(plan, run_id="1")
     pulse = Pulse("training", samples // 4, 0, 0.5, 1.5, 1e-4, samples, training_s=20.0, waited_s=2.0, load_s=7.0)
@@ -100,8 +103,8 @@ def prometheus(tmp_path_factory, ray_address) -> Iterator[Prometheus]:
         make_images(tmp_path_factory.mktemp("first"), 2)
         make_shards(10)
         train(40)
-        wait_for(server, 'sum(ray_ezigen_items_total{status="done"}) == 12')
-        wait_for(server, "sum(ray_ezigen_train_steps_total) == 12")
+        wait_for(server, 'sum(ray_ezigen_items_total{status="done", run=~"monitored-.*"}) == 12')
+        wait_for(server, 'sum(ray_ezigen_train_steps_total{run="monitored-adapter"}) == 12')
         make_images(
             tmp_path_factory.mktemp("second"),
             NUM_ITEMS,
@@ -110,8 +113,10 @@ def prometheus(tmp_path_factory, ray_address) -> Iterator[Prometheus]:
         )
         make_shards(7)
         train(20)
-        wait_for(server, f'sum(ray_ezigen_items_total{{status="done"}}) == {12 + NUM_ITEMS - 4 + 7}')
-        wait_for(server, "sum(ray_ezigen_train_steps_total) == 19")
+        wait_for(
+            server, f'sum(ray_ezigen_items_total{{status="done", run=~"monitored-.*"}}) == {12 + NUM_ITEMS - 4 + 7}'
+        )
+        wait_for(server, 'sum(ray_ezigen_train_steps_total{run="monitored-adapter"}) == 19')
         yield server
 
 
@@ -162,8 +167,8 @@ def test_every_metric_reaches_prometheus_with_its_labels(prometheus):
 
 @needs_prometheus
 def test_numbers_are_those_of_the_runs(prometheus):
-    wait_until(lambda: total("ray_ezigen_run_active", run="tonight") == 0, EXPORT_S, "the gauges")
-    told = functools.partial(Scrape().total, run="tonight")
+    wait_until(lambda: total("ray_ezigen_run_active", run="monitored-catalog") == 0, EXPORT_S, "the gauges")
+    told = functools.partial(Scrape().total, run="monitored-catalog")
     items = {code: told("ray_ezigen_items_total", error_code=code) for code in ("", *ErrorCode)}
     assert {code: number for code, number in items.items() if number} == {
         "": 2 + NUM_ITEMS - 4,
@@ -188,12 +193,12 @@ def test_numbers_are_those_of_the_runs(prometheus):
 @needs_prometheus
 def test_shards_and_training_count_on_across_workers(prometheus):
     told = Scrape().total
-    assert told("ray_ezigen_items_total", run="pairs", status="refused", error_code="too_small") == 4
-    assert told("ray_ezigen_worker_seconds_total", run="pairs", part="shard") == 6
+    assert told("ray_ezigen_items_total", run="monitored-pairs", status="refused", error_code="too_small") == 4
+    assert told("ray_ezigen_worker_seconds_total", run="monitored-pairs", part="shard") == 6
     # Per night: 20 s of a first group of workers and 1 s of a second one, of which 2.5 s were spent waiting.
-    assert told("ray_ezigen_worker_seconds_total", run="products-1", part="step") == pytest.approx(2 * 18.5)
-    assert told("ray_ezigen_worker_seconds_total", run="products-1", part="data") == pytest.approx(2 * 2.5)
-    assert told("ray_ezigen_train_samples_total", run="products-1") == 40 + 8 + 20 + 8
+    assert told("ray_ezigen_worker_seconds_total", run="monitored-adapter", part="step") == pytest.approx(2 * 18.5)
+    assert told("ray_ezigen_worker_seconds_total", run="monitored-adapter", part="data") == pytest.approx(2 * 2.5)
+    assert told("ray_ezigen_train_samples_total", run="monitored-adapter") == 40 + 8 + 20 + 8
 
 
 def test_a_metric_that_cannot_be_exported_fails_nothing(caplog, monkeypatch):
