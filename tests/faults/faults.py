@@ -165,7 +165,7 @@ FAULTS = [
     Fault("S3 truncates answers for 10 s", misbehave("truncate", 10), works=("catalog",)),
     Fault("S3 flips bits on the way in for 10 s", misbehave("flip", 10)),
     Fault("S3 refuses the keys for 10 s", misbehave("403", 10), ("Completed", "Failed"), works=("catalog",)),
-    Fault("two runs on one output", start_second_run),
+    Fault("two runs on one output", start_second_run, works=("long catalog",)),
     Fault("the output's disk is full", fill_disk, ("Failed",), works=("catalog on a disk",)),
     Fault("the driver's clock jumps ahead by 10 min", shift_clock("+10m"), works=("catalog with a clock",)),
     Fault("the driver's clock jumps back by 20 min", shift_clock("-10m"), works=("catalog with a clock",)),
