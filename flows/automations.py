@@ -90,8 +90,8 @@ def _apply(client: SyncPrefectClient, wanted: AutomationCore) -> str:
 
 
 def _content(automation: Automation | AutomationCore) -> dict[str, Any]:
-    """What a file can say of one; the server adds ids."""
-    content = automation.model_dump(mode="json", include=set(AutomationCore.model_fields) - {"owner_resource"})
+    """What a file can say of one; the server adds ids. As Python's values: sets of events have no order."""
+    content = automation.model_dump(include=set(AutomationCore.model_fields) - {"owner_resource"})
     content["trigger"].pop("id", None)
     return content
 
