@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from ezigen.config import ConfigurationError
-from flows.stack.settings import ROOT, Stack, find_program, write_privately
+from flows.stack.settings import NO_ROOT, ROOT, Stack, find_program, write_privately
 
 MONITORING = ROOT / "infra" / "monitoring"
 NODE_STORE_BYTES = 200 * 2**20
@@ -91,8 +91,8 @@ def _make_database(stack: Stack, data: Path) -> None:
 
 
 def _as_no_root() -> tuple[str, ...]:
-    """PostgreSQL refuses root, also that of a container: a namespace gives it another number, and the same rights."""
-    return ("unshare", "--user", "--map-user=1000", "--map-group=1000") if os.geteuid() == 0 else ()
+    """PostgreSQL refuses root, also that of a container."""
+    return NO_ROOT if os.geteuid() == 0 else ()
 
 
 def _is_ready(port: int) -> bool:
