@@ -1,7 +1,6 @@
 """`ezigen up` and `ezigen down`: a whole stack on this machine, for development, trials and tests."""
 
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +11,7 @@ from flows.exits import EXIT_FAILED, plain_errors
 from flows.terminal import err, out, print_error, print_table
 
 if TYPE_CHECKING:
-    from flows.stack.settings import Stack
+    from flows.stack.settings import Database, Stack
 
 DEFAULT_FOLDER = Path("build/stack")
 DOWN_TIMEOUT_S = 240.0
@@ -22,7 +21,9 @@ Folder = Annotated[Path, typer.Argument(help="Where its settings, data and logs 
 
 def up(
     folder: Folder = DEFAULT_FOLDER,
-    nodes: Annotated[int, typer.Option(min=1, max=16, help="Ray nodes that compute, of one core each.")] = 2,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, max=16, help="Ray nodes that compute, of one core each; of a new stack 2.")
+    ] = None,
     database: Annotated[
         Literal["auto", "postgresql", "sqlite"], typer.Option(help="Behind Prefect; auto: PostgreSQL if installed.")
     ] = "auto",
@@ -55,33 +56,25 @@ def down(
         out.print(f"stopped{', and deleted' if delete else ''}: {stack.folder}")
 
 
-def _start(folder: Path, nodes: int, database: Literal["postgresql", "sqlite"] | None, *, try_it: bool) -> int:
-    from flows.stack import standing
+def _start(folder: Path, nodes: int | None, database: "Database | None", *, try_it: bool) -> int:
     from flows.stack.parts import list_parts
-    from flows.stack.settings import Stack
-    from flows.stack.supervisor import PartFailedError, Supervisor
+    from flows.stack.settings import DEFAULT_NODES, Stack
+    from flows.stack.start import start_stack
+    from flows.stack.supervisor import PartFailedError
 
-    present = Stack.load(folder)
-    stack = present or Stack.make(folder, nodes, database)
-    if stack.num_nodes != nodes or database not in (None, stack.database):
+    stack = Stack.load(folder) or Stack.make(folder, nodes or DEFAULT_NODES, database)
+    if nodes not in (None, stack.num_nodes) or database not in (None, stack.database):
         raise ConfigurationError(
             f"{folder} holds a stack of {stack.num_nodes} nodes on {stack.database}; stop it with "
             f"`ezigen down {folder} --delete` first, or name another folder."
         )
-    supervisor, parts = Supervisor(stack), list_parts(stack)
     try:
-        if not supervisor.runs():
-            supervisor.start(parts)
-        for name, seconds in supervisor.start_parts(parts, {"worker": lambda: standing.make_pool(stack)}):
-            err.print(f"{name:15} healthy after {seconds:.1f} s")
+        for name, seconds in start_stack(stack):
+            err.print(f"{name:15} there after {seconds:.1f} s")
     except PartFailedError as error:
         print_error(f"{error}\nThe other parts go on; `ezigen down {folder}` stops them.")
         return EXIT_FAILED
-    began = time.monotonic()
-    standing.fill_bucket(stack)
-    standing.deploy(stack)
-    standing.automate(stack)
-    err.print(f"{'deployments':15} there after {time.monotonic() - began:.1f} s")
+    parts = list_parts(stack)
     print_table(("part", "where"), [(part.name, part.about) for part in parts])
     out.print(
         f"\nsource {stack.folder}/environment\nprefect deployment run personalize_catalog/nightly --watch\n"

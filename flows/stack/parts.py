@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 
 from ezigen.config import ConfigurationError
-from flows.stack.settings import NO_ROOT, ROOT, Stack, find_program, write_privately
+from flows.stack.seaweed import seaweed_command, seaweed_identity
+from flows.stack.settings import ROOT, Stack, as_no_root, find_program, write_privately
+from flows.stack.standing import make_pool
 
 MONITORING = ROOT / "infra" / "monitoring"
 NODE_STORE_BYTES = 200 * 2**20
@@ -31,6 +33,8 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
     """Parts that have to be healthy before it is started."""
+    prepare: Callable[[], None] = lambda: None
+    """What is done then, before it is started."""
     stop_signal: str = "TERM"
     stop_timeout_s: int = 15
     about: str = ""
@@ -64,7 +68,7 @@ def _postgres(stack: Stack) -> Part:
     options = [f"--{name}={value}" for name, value in settings.items()]
     return Part(
         "postgres",
-        (*_as_no_root(), _program("postgres"), "-D", str(data), *options),
+        (*as_no_root(), _program("postgres"), "-D", str(data), *options),
         lambda: _is_ready(port),
         # Fast: it ends the sessions that it has instead of waiting for them.
         stop_signal="INT",
@@ -78,7 +82,7 @@ def _make_database(stack: Stack, data: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
     password = stack.folder / "postgres.password"
     write_privately(password, stack.postgres_password)
-    command = [*_as_no_root(), _program("initdb"), "-D", str(new), "-U", "prefect", "-E", "UTF8", "--locale=C.UTF-8"]
+    command = [*as_no_root(), _program("initdb"), "-D", str(new), "-U", "prefect", "-E", "UTF8", "--locale=C.UTF-8"]
     done = subprocess.run(
         [*command, "--auth=scram-sha-256", f"--pwfile={password}"], capture_output=True, text=True, check=False
     )
@@ -88,11 +92,6 @@ def _make_database(stack: Stack, data: Path) -> None:
             f"PostgreSQL's initdb failed: {done.stderr.strip().splitlines()[-1:]}; --database sqlite needs none."
         )
     new.rename(data)
-
-
-def _as_no_root() -> tuple[str, ...]:
-    """PostgreSQL refuses root, also that of a container."""
-    return NO_ROOT if os.geteuid() == 0 else ()
 
 
 def _is_ready(port: int) -> bool:
@@ -143,6 +142,7 @@ def _worker(stack: Stack) -> Part:
             "PREFECT_WORKER_WEBSERVER_PORT": str(port),
             "PREFECT_WORKER_QUERY_SECONDS": "2"},
         after=("prefect-server", "ray-head"),
+        prepare=lambda: make_pool(stack),
         stop_timeout_s=90,
         about="Prefect's work pool ezigen",
     )  # fmt: skip
@@ -205,33 +205,17 @@ def alive_nodes(stack: Stack) -> list[dict[str, Any]]:
 
 
 def _s3(stack: Stack) -> Part:
-    """SeaweedFS: a real store, which checks signatures and conditional puts."""
     data = stack.folder / "s3"
     data.mkdir(exist_ok=True)
-    identity = {
-        "name": "ezigen",
-        "credentials": [{"accessKey": stack.s3_key, "secretKey": stack.s3_secret}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    config = stack.folder / "s3.json"
-    write_privately(config, json.dumps({"identities": [identity]}))
-    ports = {
-        "s3.port": "s3", "s3.port.grpc": "s3.grpc", "master.port": "master", "master.port.grpc": "master.grpc",
-        "volume.port": "volume", "volume.port.grpc": "volume.grpc", "filer.port": "filer",
-        "filer.port.grpc": "filer.grpc",
-    }  # fmt: skip
+    owner = seaweed_identity("ezigen", stack.s3_key, stack.s3_secret, ["Admin", "Read", "Write", "List", "Tagging"])
+    identities = stack.folder / "s3.json"
+    write_privately(identities, json.dumps({"identities": [owner]}))
     return Part(
         "s3",
-        (
-            _program("weed"), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
-            f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-            # Few volumes make the third bucket fail with InternalError.
-            "-master.volumeSizeLimitMB=256", "-volume.max=200",
-            *(f"-{option}={stack.ports[port]}" for option, port in ports.items()),
-        ),
+        seaweed_command(_program("weed"), data, identities, stack.ports),
         lambda: _answers(f"{stack.url('s3')}/healthz"),
         about=f"{stack.url('s3')}  bucket ezigen, keys in environment",
-    )  # fmt: skip
+    )
 
 
 # ---- monitoring

@@ -1,11 +1,15 @@
 """What a stack consists of and where its parts listen, decided once and kept in its folder."""
 
+import contextlib
+import functools
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,24 +17,20 @@ from typing import Literal, Self
 
 from ezigen import __version__
 from ezigen.config import ConfigurationError
+from flows.stack.seaweed import PORTS
 
 FORMAT = 1
 ROOT = Path(__file__).parents[2]
 """The checkout: deployments name the flows' files in it."""
 BUCKET = "ezigen"
+DEFAULT_NODES = 2
 MARK = "EZIGEN_STACK"
 """Every process of a stack has its folder in this variable."""
-
-NO_ROOT = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
-"""Before a command: gives root another number, and the same rights."""
 
 Database = Literal["postgresql", "sqlite"]
 
 _USUAL_PORTS = {"prefect": 4200, "ray-dashboard": 8265, "ray": 6379, "s3": 8333, "prometheus": 9090, "grafana": 3000}
-_OTHER_PORTS = (
-    "postgres", "worker", "ray-client", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer",
-    "filer.grpc",
-)  # fmt: skip
+_OTHER_PORTS = ("postgres", "worker", "ray-client", *PORTS)
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ class Stack:
     @classmethod
     def make(cls, folder: Path, num_nodes: int, database: Database | None = None) -> Self:
         """A new stack in an empty folder. database: PostgreSQL where it is installed, unless one is named."""
-        if database == "postgresql" and find_program("postgres") is None:
+        is_installed = find_program("postgres") is not None and _can_leave_root()
+        if database == "postgresql" and not is_installed:
             raise ConfigurationError(
-                "PostgreSQL is not installed (no program postgres); install it (apt-get install postgresql), "
-                "or choose --database sqlite."
+                "PostgreSQL cannot be started here: it is not installed (apt-get install postgresql), or this is root "
+                "where it cannot be anybody else (unshare --user); choose --database sqlite."
             )
-        usable = "postgresql" if find_program("postgres") and can_leave_root() else "sqlite"
         stack = cls(
             folder=folder.resolve(),
             num_nodes=num_nodes,
-            database=database or usable,  # type: ignore[arg-type]
+            database=database or ("postgresql" if is_installed else "sqlite"),
             ports=_choose_ports(),
             prefect_password=secrets.token_hex(16),
             postgres_password=secrets.token_hex(16),
@@ -94,19 +94,8 @@ class Stack:
         stored = {"format": FORMAT, **asdict(self)}
         del stored["folder"]
         write_privately(self.folder / "stack.json", json.dumps(stored, indent=2))
-        lines = [f"export {name}='{value}'\n" for name, value in self.environment.items() if name != MARK]
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in self.environment.items() if name != MARK]
         write_privately(self.folder / "environment", "".join(lines))
-
-    @property
-    def version(self) -> str:
-        """The commit of the checkout, or the project's version without git."""
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--tags"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.stdout.strip() or __version__
 
     @property
     def ray_folder(self) -> Path:
@@ -146,7 +135,7 @@ class Stack:
             "EZIGEN_ROOT_URI": f"s3://{BUCKET}",
             "EZIGEN_ACCELERATOR": "auto",
             "EZIGEN_CODE": str(ROOT),
-            "EZIGEN_VERSION": self.version,
+            "EZIGEN_VERSION": read_version(),
             "PREFECT_API_URL": self.api_url,
             "PREFECT_API_AUTH_STRING": self.auth_string,
             "PREFECT_HOME": str(self.folder / "prefect"),
@@ -173,16 +162,24 @@ def write_privately(path: Path, text: str) -> None:
         file.write(text)
 
 
-def can_leave_root() -> bool:
-    """Whether a program that refuses root can be run here: by somebody else, or in a user namespace."""
-    command = [*NO_ROOT, "true"]
-    return os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode == 0
+@functools.cache
+def read_version() -> str:
+    """The commit of the checkout, or the project's version without git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--tags"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or __version__
+
+
+def as_no_root() -> tuple[str, ...]:
+    """What to put before a command that refuses root: a user namespace gives root another number, and its rights."""
+    return ("unshare", "--user", "--map-user=1000", "--map-group=1000") if os.geteuid() == 0 else ()
+
+
+def _can_leave_root() -> bool:
+    return subprocess.run([*as_no_root(), "true"], capture_output=True, check=False).returncode == 0
 
 
 def find_program(name: str) -> str | None:
     """Its path: on PATH, beside this Python, or where Debian hides PostgreSQL's server."""
-    import sys
-
     hidden = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     places = [str(Path(sys.executable).parent), os.environ.get("PATH", ""), *map(str, hidden)]
     return shutil.which(name, path=os.pathsep.join(places))
@@ -190,25 +187,15 @@ def find_program(name: str) -> str | None:
 
 def _choose_ports() -> dict[str, int]:
     """The ports that people know where they are free, any others elsewhere; all different."""
-    sockets: dict[str, socket.socket] = {}
-    try:
-        for name, usual in _USUAL_PORTS.items():
-            sockets[name] = _bind(usual) or _bind(0)  # type: ignore[assignment]
-        for name in _OTHER_PORTS:
-            sockets[name] = _bind(0)  # type: ignore[assignment]
-        return {name: one.getsockname()[1] for name, one in sockets.items()}
-    finally:
-        for one in sockets.values():
-            one.close()
+    with contextlib.ExitStack() as until_all_are_chosen:
 
+        def choose(usual: int) -> int:
+            one = until_all_are_chosen.enter_context(socket.socket())
+            try:
+                one.bind(("127.0.0.1", usual))
+            except OSError:
+                one.bind(("127.0.0.1", 0))
+            return int(one.getsockname()[1])
 
-def _bind(port: int) -> socket.socket | None:
-    one = socket.socket()
-    try:
-        one.bind(("127.0.0.1", port))
-    except OSError:
-        one.close()
-        if port == 0:
-            raise
-        return None
-    return one
+        usual_ports = {**dict.fromkeys(_OTHER_PORTS, 0), **_USUAL_PORTS}
+        return {name: choose(usual) for name, usual in usual_ports.items()}

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,10 @@ class Supervisor:
             raise ConfigurationError(f"Supervisor did not start: {(done.stderr or done.stdout).strip()}")
         _wait(self.runs, START_TIMEOUT_S)
 
-    def start_parts(
-        self, parts: Sequence[Part], prepare: Mapping[str, Callable[[], None]]
-    ) -> Iterator[tuple[str, float]]:
+    def start_parts(self, parts: Sequence[Part]) -> Iterator[tuple[str, float]]:
         """Starts each as soon as those that it needs are healthy: names with seconds, as they become healthy.
 
-        prepare: what has to be done before a part is started. Raises PartFailedError with a part's last words.
+        Raises PartFailedError with the last words of one that does not.
         """
         started: dict[str, float] = {}
         healthy: set[str] = set()
@@ -77,7 +75,7 @@ class Supervisor:
                 if part.name in healthy or not healthy.issuperset(part.after):
                     continue
                 if part.name not in started:
-                    prepare.get(part.name, _nothing)()
+                    part.prepare()
                     self.start_part(part.name)
                     started[part.name] = time.monotonic()
                 if part.is_healthy():
@@ -168,10 +166,6 @@ class Supervisor:
                 if process.pid != os.getpid() and process.environ().get(MARK) == str(self.stack.folder):
                     found.append(process)
         return found
-
-
-def _nothing() -> None:
-    pass
 
 
 def _socket_path(stack: Stack) -> Path:

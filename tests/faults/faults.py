@@ -12,8 +12,9 @@ from prefect.states import Cancelling
 
 from flows.stack.parts import alive_nodes
 from flows.stack.settings import find_program
-from tests.faults.site import GONE_WITHIN_S, Run, Site, Work, find_processes, kill, wait_until
+from tests.faults.site import GONE_WITHIN_S, Run, Site, Work, find_processes, kill
 from tests.faults.works import ShiftedClockWork, SmallDiskWork
+from tests.run.conftest import wait_until
 
 DOWN_S = 60.0
 
@@ -200,14 +201,14 @@ def try_fault(site: Site, fault: Fault, work: Work) -> Outcome:
     began, before = time.monotonic(), run.num_stored()
     recovered = [0.0] if before == work.whole else []
     if fault.leaves_nothing:
-        wait_until(lambda: not run.actors(), "end of every actor", GONE_WITHIN_S)
+        wait_until(lambda: not run.actors(), GONE_WITHIN_S, "end of every actor")
 
     def is_over() -> bool:
         if not recovered and run.num_stored() > before:
             recovered.append(time.monotonic() - began)
         return run.state().is_final()
 
-    wait_until(is_over, "end of the run", 400)
+    wait_until(is_over, 400, "end of the run")
     ended = run.state()
     assert ended.name in fault.ends, f"{ended.name}: {ended.message}"
     repeats, last = 0, run

@@ -3,9 +3,8 @@
 import contextlib
 import os
 import signal
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,11 +17,13 @@ from prefect.client.schemas.objects import State
 
 from flows.stack import standing
 from flows.stack.parts import list_parts
-from flows.stack.settings import BUCKET, MARK, ROOT, Stack
+from flows.stack.settings import BUCKET, DEFAULT_NODES, ROOT, Stack
+from flows.stack.start import start_stack
 from flows.stack.supervisor import Supervisor
 from tasks.storage import Locations
 from tasks.storage.filesystems import open_filesystem
 from tests.faulty_proxy import FaultyProxy, run_faulty_proxy
+from tests.run.conftest import wait_until
 
 NODE_VARIABLES = {"EZIGEN_TEST_SECONDS_PER_ITEM": "0.2", "PYTHONPATH": str(ROOT)}
 DEPLOYMENT = "faults"
@@ -42,7 +43,7 @@ class Site:
     def wait_healthy(self, timeout_s: float = 180) -> None:
         """Until every part is up again, with the nodes that it should have."""
         parts = list_parts(self.stack)
-        wait_until(lambda: all(part.is_healthy() for part in parts), "healthy parts", timeout_s)
+        wait_until(lambda: all(part.is_healthy() for part in parts), timeout_s, "healthy parts")
 
     @property
     def locations(self) -> Locations:
@@ -137,11 +138,11 @@ class Run:
             assert not state.is_final() or self.num_stored() >= wanted, f"{state.name}: {state.message}"
             return False
 
-        wait_until(enough, f"{wanted} stored", timeout_s)
+        wait_until(enough, timeout_s, f"{wanted} stored")
 
     def wait_ended(self, timeout_s: float = 300) -> State:
         """Its final state. A run that retries a stage has none yet."""
-        wait_until(lambda: self.state().is_final(), "end of the run", timeout_s)
+        wait_until(lambda: self.state().is_final(), timeout_s, "end of the run")
         return self.state()
 
     def driver(self) -> psutil.Process:
@@ -174,35 +175,21 @@ def kill(process: psutil.Process, number: int = signal.SIGKILL) -> None:
         os.kill(process.pid, number)
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float) -> float:
-    """Seconds until it was true."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() < began + timeout_s, f"no {what} within {timeout_s:.0f} s"
-        time.sleep(0.2)
-    return time.monotonic() - began
-
-
 @contextlib.contextmanager
-def run_site(folder: Path, num_nodes: int = 2) -> Iterator[Site]:
+def run_site(folder: Path, num_nodes: int = DEFAULT_NODES) -> Iterator[Site]:
     """A stack of its own, ended and deleted afterwards."""
     stack = Stack.make(folder / "stack", num_nodes)
     supervisor = Supervisor(stack)
     # The nodes' workers inherit what their node was started with.
     os.environ |= NODE_VARIABLES
     try:
-        parts = list_parts(stack)
-        supervisor.start(parts)
-        for _ in supervisor.start_parts(parts, {"worker": lambda: standing.make_pool(stack)}):
+        for _ in start_stack(stack):
             pass
-        standing.fill_bucket(stack)
-        standing.automate(stack)
         with open_site(stack, folder) as site:
             yield site
     finally:
         supervisor.shut_down(240)
-        left = [process.pid for process in psutil.process_iter() if has_mark(process, stack)]
-        assert not left, f"processes were left: {left}"
+        assert not supervisor.processes()
 
 
 @contextlib.contextmanager
@@ -214,12 +201,6 @@ def open_site(stack: Stack, folder: Path) -> Iterator[Site]:
         get_client(sync_client=True) as client,
     ):
         yield Site(stack, Supervisor(stack), proxy, client, folder)
-
-
-def has_mark(process: psutil.Process, stack: Stack) -> bool:
-    with contextlib.suppress(psutil.Error, OSError):
-        return process.pid != os.getpid() and process.environ().get(MARK) == str(stack.folder)
-    return False
 
 
 def deploy(client: SyncPrefectClient, works: Iterable[Work]) -> None:

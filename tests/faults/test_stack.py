@@ -17,8 +17,9 @@ from ezigen.config import ConfigurationError
 from flows.stack.settings import ROOT, Stack
 from flows.stack.supervisor import Supervisor
 from tests.faults.faults import FAULTS, try_fault
-from tests.faults.site import NODE_VARIABLES, Site, deploy, open_site, wait_until
+from tests.faults.site import NODE_VARIABLES, Site, deploy, open_site
 from tests.faults.works import CatalogWork
+from tests.run.conftest import wait_until
 from tests.shared_ray import plain_environment
 
 pytestmark = pytest.mark.slow
@@ -123,7 +124,7 @@ def test_a_part_that_dies_comes_back(started):
     supervisor = Supervisor(started.stack)
     before = supervisor.pid_of("s3")
     os.kill(before, signal.SIGKILL)
-    wait_until(lambda: supervisor.pid_of("s3") not in (0, before), "another S3", 30)
+    wait_until(lambda: supervisor.pid_of("s3") not in (0, before), 30, "another S3")
 
 
 def test_down_ends_everything_even_what_nobody_supervises(started):
@@ -131,7 +132,7 @@ def test_down_ends_everything_even_what_nobody_supervises(started):
     stack = started.stack
     supervisor = Supervisor(stack)
     os.kill(int((stack.folder / "supervisord.pid").read_text()), signal.SIGKILL)
-    wait_until(lambda: not supervisor.runs(), "end of Supervisor", 10)
+    wait_until(lambda: not supervisor.runs(), 10, "end of Supervisor")
     assert len(supervisor.processes()) > 5
     told = ezigen("down", started.folder)
     assert told.returncode == 0, told.stderr

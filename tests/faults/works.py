@@ -126,9 +126,6 @@ class TinyWork(Work):
     num_pairs = 0
     pairs_per_shard = 1
 
-    def __init__(self) -> None:
-        self._reference: dict[str, str] = {}
-
     def model(self, site: Site) -> dict[str, Any]:
         folder = site.folder / "tiny"
         if not folder.exists():
@@ -149,16 +146,6 @@ class TinyWork(Work):
             state = site.start(self, output_uri).wait_ended(600)
             assert state.is_completed(), state
         return output_uri
-
-    def compare(self, wanted: dict[str, str], found: dict[str, str]) -> Damage:
-        """By name and digest."""
-        common = wanted.keys() & found.keys()
-        return Damage(
-            lost=len(wanted.keys() - found.keys()),
-            duplicated=0,
-            damaged=sum(wanted[name] != found[name] for name in common),
-            left_over=len(found.keys() - wanted.keys()),
-        )
 
 
 class FeatureWork(TinyWork):
@@ -183,7 +170,13 @@ class FeatureWork(TinyWork):
         return sum(name.endswith(".parquet") for name in output.list("samples"))
 
     def damage(self, site: Site, output_uri: str) -> Damage:
-        return self.compare(self._digests(site, self.undisturbed(site)), self._digests(site, output_uri))
+        wanted, found = self._digests(site, self.undisturbed(site)), self._digests(site, output_uri)
+        return Damage(
+            lost=len(wanted.keys() - found.keys()),
+            duplicated=0,
+            damaged=sum(wanted[name] != found[name] for name in wanted.keys() & found.keys()),
+            left_over=len(found.keys() - wanted.keys()),
+        )
 
     def _digests(self, site: Site, output_uri: str) -> dict[str, str]:
         root = output_uri.removeprefix("s3://")
@@ -249,9 +242,8 @@ class TrainingWork(TinyWork):
         root = output_uri.removeprefix("s3://")
         if not site.filesystem.exists(root):
             return ""
-        names = [path for path in site.filesystem.ls(root, refresh=True) if not path.endswith("/adapters")]
-        names = [str(path if isinstance(path, str) else path["name"]) for path in names]
-        return f"s3://{names[0]}" if names else ""
+        folders = site.filesystem.ls(root, detail=False, refresh=True)
+        return next((f"s3://{folder}" for folder in folders if not folder.endswith("/adapters")), "")
 
 
 WORKS: dict[str, Work] = {
