@@ -1,5 +1,6 @@
 """`ezigen up` and `ezigen down`: a whole stack on this machine, for development, trials and tests."""
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -77,7 +78,7 @@ def _start(folder: Path, nodes: int | None, database: "Database | None", *, try_
     parts = list_parts(stack)
     print_table(("part", "where"), [(part.name, part.about) for part in parts])
     out.print(
-        f"\nsource {stack.folder}/environment\nprefect deployment run personalize_catalog/nightly --watch\n"
+        f"\nsource {shlex.quote(str(stack.folder))}/environment\nprefect deployment run personalize_catalog/nightly --watch\n"
         f"logs: {stack.folder}/logs; stop: ezigen down {folder}"
     )
     return _try(stack) if try_it else 0
