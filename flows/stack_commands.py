@@ -77,10 +77,9 @@ def _start(folder: Path, nodes: int | None, database: "Database | None", *, try_
         return EXIT_FAILED
     parts = list_parts(stack)
     print_table(("part", "where"), [(part.name, part.about) for part in parts])
-    out.print(
-        f"\nsource {shlex.quote(str(stack.folder))}/environment\nprefect deployment run personalize_catalog/nightly --watch\n"
-        f"logs: {stack.folder}/logs; stop: ezigen down {folder}"
-    )
+    place = shlex.quote(str(stack.folder))
+    out.print(f"\nsource {place}/environment\nprefect deployment run personalize_catalog/nightly --watch")
+    out.print(f"logs: {place}/logs; stop: ezigen down {place}")
     return _try(stack) if try_it else 0
 
 
