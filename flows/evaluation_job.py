@@ -181,10 +181,9 @@ class EvaluationJob(Job):
             {name: self._pin_encoder(name, adapter, sampler) for name, adapter in inputs.encoders.items()},
             segmenter=wanted.evaluation.segmenter,
         )
+        given = [read_external(name, uri, benchmarks, self._locations) for name, uri in inputs.images.items()]
         others = {
-            benchmark.name: [
-                read_external(name, uri, benchmark, self._locations) for name, uri in inputs.images.items()
-            ]
+            benchmark.name: [methods[benchmark.name] for methods in given if benchmark.name in methods]
             for benchmark in benchmarks
         }
         baselines = {  # of several benchmarks those that are not of editing; of one, plan_baselines says why not

@@ -1,7 +1,7 @@
 """Images that another method made of a benchmark's cases, so that they are measured by the same code."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -37,21 +37,26 @@ class ExternalMethod:
     errors: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-def read_external(name: str, location: str, benchmark: Benchmark, locations: Locations | None = None) -> ExternalMethod:
-    """The images of a method: an output of `ezigen personalize`, where the item_id is the case_id, or a folder with
-    `<case_id>.png` (backpack/p07/r2.png; .jpg, .webp and the like as well).
+def read_external(
+    name: str, location: str, benchmarks: Sequence[Benchmark], locations: Locations | None = None
+) -> dict[str, ExternalMethod]:
+    """The images of a method by the names of those benchmarks that it has any of: an output of `ezigen personalize`,
+    where the item_id is the case_id, or a folder with `<case_id>.png` (backpack/p07/r2.png; .jpg, .webp and the like as
+    well).
 
     Raises ConfigurationError where not a single case has an image, and says how files have to be called.
     """
     output = RunOutput(location, locations)
-    images = _of_run(output, benchmark) if output.list_results() else find_images(output, benchmark)
-    if not images:
-        examples = ", ".join(f"{case.case_id}.png" for case in benchmark.cases[:_MAX_EXAMPLES])
+    find = _of_run if output.list_results() else find_images
+    found = {benchmark.name: find(output, benchmark) for benchmark in benchmarks}
+    if not any(found.values()):
+        names = ", ".join(benchmark.name for benchmark in benchmarks)
+        examples = ", ".join(f"{case.case_id}.png" for case in benchmarks[0].cases[:_MAX_EXAMPLES])
         raise ConfigurationError(
-            f"images {name}: {output.root_uri} has no image of {benchmark.name}; call them {examples}, ..., or give an "
+            f"images {name}: {output.root_uri} has no image of {names}; call them {examples}, ..., or give an "
             "output of ezigen personalize whose item_ids are the cases"
         )
-    return ExternalMethod(name, output.root_uri, images)
+    return {benchmark: ExternalMethod(name, output.root_uri, images) for benchmark, images in found.items() if images}
 
 
 def find_images(

@@ -48,7 +48,8 @@ class Evaluation:
     def plan(self, tables=(TABLE, EDITS), images=None, name="other", encoders=None):
         prints = model_fingerprint("mini"), adapter_fingerprint("auto", "mini")
         method = Method("shipped", ModelConfig(), SAMPLER, *prints, 64, UNET_FLOP, encoders or {})
-        others = {self.benchmark.name: [read_external(name, str(images), self.benchmark)]} if images else {}
+        found = read_external(name, str(images), [self.benchmark]) if images else {}
+        others = {benchmark: [method] for benchmark, method in found.items()}
         return plan_evaluation(
             method, self.output, self.benchmarks, tables, allowed_roots=[str(self._folder)], others=others
         )

@@ -28,7 +28,7 @@ def test_a_folder_is_matched_by_the_cases_names(benchmark, tmp_path):
         folder.write(f"{case.case_id}.png", picture(colour))
     folder.write("notes/readme.txt", b"not an image")
     folder.write(f"{cases[3].case_id}.txt", b"neither")
-    found = read_external("other", str(tmp_path), benchmark)
+    found = read_external("other", str(tmp_path), [benchmark])[benchmark.name]
     assert list(found.images) == [case.case_id for case in cases[:3]]
     image = found.images[cases[1].case_id]
     assert image.uri == folder.uri(f"{cases[1].case_id}.png")
@@ -40,7 +40,7 @@ def test_an_output_is_matched_by_its_item_ids(benchmark, tmp_path):
     stored = output.write_image("0" * 32, picture("red"))
     rows = [done_row(case.case_id, "0" * 32, stored), done_row("somebody else", "1" * 32, stored)]
     output.write_results("20260101T000000Z-abcdef", 0, rows)
-    found = read_external("other", str(tmp_path), benchmark)
+    found = read_external("other", str(tmp_path), [benchmark])[benchmark.name]
     assert list(found.images) == [case.case_id]
     assert found.images[case.case_id].uri == output.uri(stored.uri)
 
@@ -48,6 +48,16 @@ def test_an_output_is_matched_by_its_item_ids(benchmark, tmp_path):
 def test_a_place_without_any_image_of_the_benchmark_says_how_to_call_them(benchmark, tmp_path):
     OutputFolder(str(tmp_path)).write("r0.png", picture("red"))
     with pytest.raises(ConfigurationError, match=f"call them {benchmark.cases[0].case_id}.png, "):
-        read_external("other", str(tmp_path), benchmark)
+        read_external("other", str(tmp_path), [benchmark])
     with pytest.raises(ConfigurationError, match="has no image of mini-dreambench"):
-        read_external("other", str(tmp_path / "absent"), benchmark)
+        read_external("other", str(tmp_path / "absent"), [benchmark])
+
+
+def test_of_several_benchmarks_those_are_given_that_have_images(benchmark, tmp_path):
+    """As the tables of the paper need them: other methods rarely come with images of all."""
+    config = BenchmarkConfig(kind="mini-people", folder_uri=str(tmp_path / "people"), num_subjects=1, num_prompts=1)
+    people, images = read_benchmark(config), tmp_path / "images"
+    OutputFolder(str(images)).write(f"{benchmark.cases[0].case_id}.png", picture("red"))
+    assert list(read_external("other", str(images), [people, benchmark])) == [benchmark.name]
+    with pytest.raises(ConfigurationError, match="has no image of mini-people; call them"):
+        read_external("other", str(images), [people])
